@@ -1,0 +1,1 @@
+"""Room `core`: errors, config loading, seeds, device and dtype, logging. Read `errors.py` first."""

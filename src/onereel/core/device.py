@@ -1,0 +1,64 @@
+"""Device and dtype by name."""
+
+from __future__ import annotations
+
+import torch
+
+from onereel.core.errors import BackendUnavailable, ConfigError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Turn a name such as `bf16` or `torch.bfloat16` into a dtype.
+
+    Args:
+        name: the dtype's name.
+
+    Returns:
+        The torch dtype.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    key = name.removeprefix("torch.")
+    if key not in _DTYPES:
+        raise ConfigError("dtype", expected=f"one of {', '.join(_DTYPES)}", got=name)
+    return _DTYPES[key]
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Choose the device to run on.
+
+    Args:
+        name: a torch device name, or None or `auto` for the best one present.
+
+    Returns:
+        The device.
+
+    Raises:
+        BackendUnavailable: the named device is not present.
+    """
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("device", expected="auto, cpu, cuda or mps", got=name) from error
+    absent = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if absent:
+        raise BackendUnavailable(
+            f"device '{name}' is not present", hint="use --device cpu or --device auto"
+        )
+    return device
