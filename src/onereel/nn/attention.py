@@ -1,0 +1,65 @@
+"""One attention function over ranges of chunks; no mask is ever built for block-causal attention.
+
+Legend: B batch, N query heads, G key heads, L query tokens, S key tokens, E head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend with grouped key heads.
+
+    Args:
+        query: [B, N, L, E].
+        key: [B, G, S, E]; query head a uses key head a // (N / G).
+        value: [B, G, S, E].
+        mask: boolean, broadcastable to [B, N, L, S]; True means visible.
+
+    Returns:
+        [B, N, L, E], scaled by 1 / sqrt(E) inside.
+    """
+    grouped = key.shape[1] != query.shape[1]
+    if grouped and query.device.type == "cpu":
+        # The CPU kernel wants equal head counts; repeating is cheap beside the matmuls.
+        repeats = query.shape[1] // key.shape[1]
+        key = key.repeat_interleave(repeats, dim=1)
+        value = value.repeat_interleave(repeats, dim=1)
+        grouped = False
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_ranges(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    ranges: Sequence[tuple[int, int]],
+) -> torch.Tensor:
+    """Attend block by block, each block of queries to one interval of keys.
+
+    Args:
+        query: [B, N, L, E]; L is split into len(ranges) equal blocks.
+        key: [B, G, S, E].
+        value: [B, G, S, E].
+        ranges: per block the visible key rows [start, end).
+
+    Returns:
+        [B, N, L, E].
+    """
+    blocks = query.chunk(len(ranges), dim=2)
+    parts = [
+        attend(block, key[:, :, start:end], value[:, :, start:end])
+        for block, (start, end) in zip(blocks, ranges, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
