@@ -1,0 +1,91 @@
+"""Averaged weights with warm-up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def warm_decay(decay: float, updates: int) -> float:
+    """Give the decay of one update: small at first, so that the start is forgotten.
+
+    Args:
+        decay: the final decay d, in [0, 1).
+        updates: number k of updates done before.
+
+    Returns:
+        min(d, (1 + k) / (10 + k)).
+
+    Source: training spec, section 1.
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class Ema:
+    """Exponential moving average of a network's trained parameters, in float32.
+
+    Args:
+        network: the network; parameters that need no gradient are left out.
+        decay: the final decay, in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow: dict[str, Tensor] = {
+            name: parameter.detach().float().clone()
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's present weights.
+
+        Args:
+            network: the network the average was made from.
+        """
+        weight = 1.0 - warm_decay(self.decay, self.updates)
+        self.updates += 1
+        current = dict(network.named_parameters())
+        shadows = list(self.shadow.values())
+        values = [current[name].detach().float() for name in self.shadow]
+        torch._foreach_lerp_(shadows, values, weight)
+
+    @contextlib.contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Put the average into the network for the time of a `with` block.
+
+        Args:
+            network: the network the average was made from.
+        """
+        current = dict(network.named_parameters())
+        kept = {name: current[name].detach().clone() for name in self.shadow}
+        self._write(current, self.shadow)
+        try:
+            yield
+        finally:
+            self._write(current, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and the number of updates."""
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned.
+
+        Args:
+            state: the saved average.
+        """
+        self.updates = int(state["updates"])
+        for name, value in self.shadow.items():
+            value.copy_(state["shadow"][name])
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            parameters[name].copy_(value)

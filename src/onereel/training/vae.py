@@ -1,0 +1,363 @@
+"""The recipe of the toybox VAE.
+
+What it is trained to be: sharp on small saturated objects (they are what the world's tracker
+measures), steady in time, with bounded latents of which every channel is known by mean and
+deviation. Losses are taken in float32; the network runs under autocast when the trainer says so.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from onereel.core.seeds import derive_seed
+from onereel.models.magi_vae import VAE_PRESETS
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.training.data import BatchStream, ToyboxClips, to_video
+from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
+from onereel.training.optim import build_optimizers
+
+OBJECT_SATURATION = 0.35  # palette colours have at least 0.5, backgrounds at most 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyboxVaeRecipe:
+    """Settings of the toybox VAE's training.
+
+    Args:
+        preset: name in `VAE_PRESETS`.
+        height: canvas height in pixels.
+        width: canvas width in pixels.
+        frames: frames of a tile, as the pipeline encodes and decodes them.
+        batch_size: tiles per step.
+        short_share: share of batches with 1, 4 or 8 frames instead.
+        lr: AdamW's learning rate.
+        matrix_lr: Muon's for the blocks' matrices; None gives them to AdamW.
+        weight_decay: of matrices.
+        l1: weight of the absolute error.
+        l2: weight of the squared error.
+        edge: weight of the absolute error of the spatial differences.
+        kl: weight of the mean KL divergence per latent element.
+        object_weight: extra weight of a pixel of full saturation.
+        motion_weight: extra weight of a pixel that changes by 1 between frames.
+        workers: background processes that render.
+        validation_clips: clips of the fixed validation set.
+        stats_clips: clips over which the latents' statistics are taken.
+        trainer: settings of the loop.
+    """
+
+    preset: str = "toybox"
+    height: int = 64
+    width: int = 64
+    frames: int = 12
+    batch_size: int = 24
+    short_share: float = 0.15
+    lr: float = 1.5e-3
+    matrix_lr: float | None = 1.5e-3
+    weight_decay: float = 0.01
+    l1: float = 1.0
+    l2: float = 1.0
+    edge: float = 1.0
+    kl: float = 1e-5
+    object_weight: float = 4.0
+    motion_weight: float = 4.0
+    workers: int = 1
+    validation_clips: int = 64
+    stats_clips: int = 512
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_minutes=25.0,
+            schedule="time",
+            hold=0.3,
+            warmup_steps=50,
+            ema_decay=0.998,
+            bf16=True,
+            validate_minutes=3.0,
+        )
+    )
+
+    def build(self) -> tuple[Method, Stream]:
+        """Make the VAE with its optimizers, and the stream of rendered tiles.
+
+        Returns:
+            The method and the stream.
+        """
+        return VaeMethod(self), BatchStream(VaeBatches(self), workers=self.workers)
+
+
+class VaeBatches:
+    """Batches of rendered tiles; batch i depends on the recipe's seed and i only.
+
+    Args:
+        recipe: sizes and the seed.
+    """
+
+    def __init__(self, recipe: ToyboxVaeRecipe) -> None:
+        self.recipe = recipe
+        self.clips = ToyboxClips(
+            derive_seed(recipe.trainer.seed, "vae"),
+            num_frames=24,
+            height=recipe.height,
+            width=recipe.width,
+        )
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Render batch `index`: uint8, [B, F, H, W, 3]."""
+        recipe = self.recipe
+        rng = np.random.default_rng(derive_seed(recipe.trainer.seed, "vae-batch", index))
+        frames = recipe.frames
+        if rng.random() < recipe.short_share:
+            frames = int(rng.choice([1, 4, 8]))
+        tiles = []
+        for item in range(recipe.batch_size):
+            video = self.clips[index * recipe.batch_size + item].video
+            start = int(rng.integers(0, len(video) - frames + 1))
+            tiles.append(video[start : start + frames])
+        return torch.from_numpy(np.stack(tiles))
+
+
+def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, count: int) -> Tensor:
+    """Render a fixed set of tiles that training never sees.
+
+    Args:
+        recipe: sizes and the seed.
+        tag: name of the set.
+        count: number of tiles.
+
+    Returns:
+        uint8, [count, F, H, W, 3].
+    """
+    clips = ToyboxClips(
+        derive_seed(recipe.trainer.seed, "vae-fixed", tag),
+        num_frames=24,
+        height=recipe.height,
+        width=recipe.width,
+    )
+    tiles = [
+        clips[i].video[(i % 2) * recipe.frames : (i % 2 + 1) * recipe.frames] for i in range(count)
+    ]
+    return torch.from_numpy(np.stack(tiles))
+
+
+def saturation(video: Tensor) -> Tensor:
+    """Give every pixel's saturation.
+
+    Args:
+        video: [B, 3, F, H, W] in [-1, 1].
+
+    Returns:
+        Largest minus smallest channel, [B, 1, F, H, W] in [0, 1].
+    """
+    return (video.amax(1, keepdim=True) - video.amin(1, keepdim=True)) / 2
+
+
+def pixel_weights(video: Tensor, *, object_weight: float, motion_weight: float) -> Tensor:
+    """Weigh pixels: saturated ones and those that change in time count more.
+
+    Args:
+        video: [B, 3, F, H, W] in [-1, 1].
+        object_weight: extra weight of a pixel of full saturation.
+        motion_weight: extra weight of a pixel that changes by 1 in some channel.
+
+    Returns:
+        Weights of mean 1, [B, 1, F, H, W].
+    """
+    weights = 1 + object_weight * saturation(video)
+    if video.shape[2] > 1:
+        change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1, keepdim=True)
+        # A change concerns both frames: where the object was and where it is.
+        both = F.pad(change, (0, 0, 0, 0, 1, 0)) + F.pad(change, (0, 0, 0, 0, 0, 1))
+        weights = weights + motion_weight * both
+    return weights / weights.mean()
+
+
+def edge_error(error: Tensor, weights: Tensor) -> Tensor:
+    """Take the weighted mean absolute error of the differences between neighbouring pixels.
+
+    Args:
+        error: reconstruction minus target, [B, 3, F, H, W]; differences are linear.
+        weights: [B, 1, F, H, W].
+
+    Returns:
+        Scalar.
+    """
+    down = (error[..., 1:, :] - error[..., :-1, :]).abs() * weights[..., 1:, :]
+    right = (error[..., 1:] - error[..., :-1]).abs() * weights[..., 1:]
+    return down.mean() + right.mean()
+
+
+def psnr(squared_error: float) -> float:
+    """Turn a mean squared error of pixels in [-1, 1] into decibels."""
+    return float(10 * np.log10(4 / max(squared_error, 1e-10)))
+
+
+def as_tiles(frames: Tensor) -> Tensor:
+    """Make the VAE's input of stored frames: one frame alone is repeated to one latent frame.
+
+    Args:
+        frames: uint8, [B, F, H, W, 3].
+
+    Returns:
+        Video [B, 3, F, H, W] in [-1, 1], with F = 4 for images.
+
+    Source: training spec, section 3.3.
+    """
+    video = to_video(frames)
+    return video.expand(-1, -1, 4, -1, -1) if video.shape[2] == 1 else video
+
+
+class VaeMethod(Method):
+    """Trains a VAE to reconstruct tiles.
+
+    Args:
+        recipe: the settings.
+    """
+
+    def __init__(self, recipe: ToyboxVaeRecipe) -> None:
+        torch.manual_seed(derive_seed(recipe.trainer.seed, "vae-init"))
+        self.recipe = recipe
+        self.vae = AutoencoderKLMagi1(**VAE_PRESETS[recipe.preset])
+        self.networks = {"vae": self.vae}
+        self.ema_names = ("vae",)
+        self.optimizers = build_optimizers(
+            self.vae,
+            lr=recipe.lr,
+            matrix_lr=recipe.matrix_lr,
+            weight_decay=recipe.weight_decay,
+            name="vae",
+        )
+
+    def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Reconstruct a batch from a posterior sample.
+
+        Args:
+            batch: uint8 frames, [B, F, H, W, 3].
+            step: number of the step.
+
+        Returns:
+            `loss` and its parts.
+        """
+        recipe = self.recipe
+        video = as_tiles(batch)
+        posterior = self.vae.encode(video).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        generator = step_generator(recipe.trainer.seed, step, "posterior")
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        output = self.vae.decode(mean + std * noise).sample.float()
+        weights = pixel_weights(
+            video, object_weight=recipe.object_weight, motion_weight=recipe.motion_weight
+        )
+        error = output - video
+        parts = {
+            "l1": (error.abs() * weights).mean(),
+            "l2": (error.square() * weights).mean(),
+            "edge": edge_error(error, weights),
+            "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
+        }
+        loss = sum(getattr(recipe, name) * value for name, value in parts.items())
+        extra = {"latent_std": mean.detach().std(), "psnr": -10 * (parts["l2"] / 4).log10()}
+        return {"loss": torch.as_tensor(loss), **parts, **extra}
+
+    @functools.cached_property
+    def validation_tiles(self) -> Tensor:
+        """The fixed validation set, uint8 [N, F, H, W, 3]."""
+        return fixed_tiles(self.recipe, "validation", self.recipe.validation_clips)
+
+    @functools.cached_property
+    def stats_tiles(self) -> Tensor:
+        """The clips whose latents' statistics are taken, uint8 [N, F, H, W, 3]."""
+        return fixed_tiles(self.recipe, "stats", self.recipe.stats_clips)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Measure the reconstruction from the posterior's mean.
+
+        Args:
+            step: number of the step.
+
+        Returns:
+            `psnr` and `psnr_object` in dB (over clamped pixels), and `flicker`: the mean absolute
+            error of frame differences in grey levels of 255.
+        """
+        total = objects = flicker = covered = 0.0
+        count = len(self.validation_tiles)
+        for video, output in self._reconstructed(self.validation_tiles):
+            squared = (output - video).square()
+            mask = (saturation(video) > OBJECT_SATURATION).float()
+            total += squared.mean().item() * len(video) / count
+            objects += (squared.mean(1, keepdim=True) * mask).sum().item()
+            covered += mask.sum().item()
+            change = (output - video).diff(dim=2).abs().mean().item() if video.shape[2] > 1 else 0.0
+            flicker += change * 127.5 * len(video) / count
+        return {
+            "val_psnr": psnr(total),
+            "val_psnr_object": psnr(objects / max(covered, 1.0)),
+            "val_flicker": flicker,
+        }
+
+    def export(self, folder: Path) -> None:
+        """Write the VAE in bfloat16 with its latents' statistics, and a sheet of pictures.
+
+        Args:
+            folder: the diffusers folder; the sheet is `sheet.png` in its parent.
+        """
+        mean, std = self.latent_statistics()
+        exported = AutoencoderKLMagi1.from_config(
+            dict(self.vae.config)
+            | {"latents_mean": mean, "latents_std": std, "scaling_factor": 1.0}
+        )
+        exported.load_state_dict(self.vae.state_dict())
+        exported.to(torch.bfloat16).save_pretrained(folder)
+        self.sheet(folder.parent / "sheet.png")
+
+    @torch.no_grad()
+    def latent_statistics(self) -> tuple[list[float], list[float]]:
+        """Measure every latent channel's mean and standard deviation.
+
+        Returns:
+            Two lists of z_dim numbers.
+        """
+        latents = [
+            self.vae.encode(as_tiles(tiles).to(self.vae.device)).latent_dist.mode().float()
+            for tiles in self.stats_tiles.split(64)
+        ]
+        values = torch.cat(latents).transpose(0, 1).flatten(1).double()  # [C, everything]
+        return values.mean(1).tolist(), values.std(1).tolist()
+
+    def sheet(self, path: Path, *, clips: int = 8, scale: int = 3) -> None:
+        """Write originals above reconstructions; per clip its first, middle and last frame.
+
+        Args:
+            path: the PNG.
+            clips: number of clips shown.
+            scale: pixel magnification.
+        """
+        video, output = next(self._reconstructed(self.validation_tiles[:clips]))
+        shown = [0, video.shape[2] // 2, video.shape[2] - 1]
+        rows = [
+            tensor[start : start + 4, :, shown]
+            for start in range(0, len(video), 4)
+            for tensor in (video, output)
+        ]
+        pictures = torch.cat([rearrange(row, "b c f h w -> h (b f w) c") for row in rows])
+        pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+        image = Image.fromarray(pixels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.resize((image.width * scale, image.height * scale), Image.NEAREST).save(path)
+
+    @torch.no_grad()
+    def _reconstructed(self, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (video, reconstruction) in small batches, [B, 3, F, H, W], pixels clamped."""
+        for part in tiles.split(16):
+            video = as_tiles(part).to(self.vae.device)
+            latent = self.vae.encode(video).latent_dist.mode()
+            yield video, self.vae.decode(latent).sample.float().clamp(-1, 1)
