@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from einops import rearrange
 from torch import nn
 
 from onereel.nn.attention import attend, attend_ranges
+from onereel.nn.layers import LayerNorm, LinearFp32
 from onereel.nn.rope import rotate
 
 # The official output projection interleaves self and cross heads in 8 blocks, whatever G is.
@@ -35,21 +35,6 @@ class BlockContext(NamedTuple):
     keep_tokens: int  # leading tokens whose keys and values are returned
 
 
-def layer_norm(norm: nn.LayerNorm, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Apply a LayerNorm's parameters in the given precision.
-
-    Args:
-        norm: holds weight, bias and eps.
-        x: [..., norm dim].
-        dtype: precision of input, parameters and result.
-
-    Returns:
-        The normalised x in `dtype`.
-    """
-    weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
-    return F.layer_norm(x.to(dtype), norm.normalized_shape, weight, bias, norm.eps)
-
-
 class Magi1SelfProjection(nn.Module):
     """Queries, keys and values of block-causal self attention, with fp32 norms on q and k."""
 
@@ -59,8 +44,8 @@ class Magi1SelfProjection(nn.Module):
         self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
         self.to_k = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.to_v = nn.Linear(dim, kv_heads * head_dim, bias=False)
-        self.norm_q = nn.LayerNorm(head_dim, eps=eps)
-        self.norm_k = nn.LayerNorm(head_dim, eps=eps)
+        self.norm_q = LayerNorm(head_dim, eps=eps)
+        self.norm_k = LayerNorm(head_dim, eps=eps)
 
     def forward(
         self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
@@ -69,8 +54,8 @@ class Magi1SelfProjection(nn.Module):
         query = rearrange(self.to_q(x), "b l (n e) -> b n l e", e=self.head_dim)
         key = rearrange(self.to_k(x), "b l (g e) -> b g l e", e=self.head_dim)
         value = rearrange(self.to_v(x), "b l (g e) -> b g l e", e=self.head_dim)
-        query = rotate(layer_norm(self.norm_q, query, torch.float32), rope).to(value.dtype)
-        key = rotate(layer_norm(self.norm_k, key, torch.float32), rope).to(value.dtype)
+        query = rotate(self.norm_q(query, torch.float32), rope).to(value.dtype)
+        key = rotate(self.norm_k(key, torch.float32), rope).to(value.dtype)
         return query, key, value
 
 
@@ -83,8 +68,8 @@ class Magi1CrossProjection(nn.Module):
         self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
         self.to_k = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.to_v = nn.Linear(dim, kv_heads * head_dim, bias=False)
-        self.norm_q = nn.LayerNorm(head_dim, eps=eps)
-        self.norm_k = nn.LayerNorm(head_dim, eps=eps)
+        self.norm_q = LayerNorm(head_dim, eps=eps)
+        self.norm_k = LayerNorm(head_dim, eps=eps)
 
     def forward(self, x: torch.Tensor, context: BlockContext) -> torch.Tensor:
         """Let each chunk of x [B, L, D] read its own row of text; returns [B, L, N*E]."""
@@ -95,8 +80,8 @@ class Magi1CrossProjection(nn.Module):
         )
         key = rearrange(self.to_k(context.text), "b s (g e) -> b g s e", e=self.head_dim)
         value = rearrange(self.to_v(context.text), "b s (g e) -> b g s e", e=self.head_dim)
-        query = layer_norm(self.norm_q, query, value.dtype)
-        key = layer_norm(self.norm_k, key, value.dtype)
+        query = self.norm_q(query, value.dtype)
+        key = self.norm_k(key, value.dtype)
         out = attend(query, key, value, mask=context.text_mask)
         return rearrange(out, "(b r) n l e -> b (r l) (n e)", b=batch)
 
@@ -123,15 +108,15 @@ class Magi1TransformerBlock(nn.Module):
         super().__init__()
         inner = heads * head_dim
         self.ada_modulate_layer = nn.Sequential(nn.SiLU(), nn.Linear(condition_dim, 2 * dim))
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = LayerNorm(dim, eps=eps)
         self.attn1 = Magi1SelfProjection(dim, heads, kv_heads, head_dim, eps=eps)
         self.attn2 = Magi1CrossProjection(dim, heads, kv_heads, head_dim, eps=eps)
-        self.attn_proj = nn.Linear(2 * inner, dim, bias=False)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.attn_proj = LinearFp32(2 * inner, dim, bias=False)
+        self.norm2 = LayerNorm(dim, eps=eps)
+        self.norm3 = LayerNorm(dim, eps=eps)
         activation = "swiglu" if gated else "gelu"
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn=activation, bias=False)
-        self.norm4 = nn.LayerNorm(dim, eps=eps)
+        self.norm4 = LayerNorm(dim, eps=eps)
 
     def forward(
         self, x: torch.Tensor, context: BlockContext, past: KeyValue | None = None
@@ -150,14 +135,14 @@ class Magi1TransformerBlock(nn.Module):
         attention_gate, mlp_gate = gates.chunk(2, dim=-1)  # [B, R, D]
         attended, kept = self.attend(x, context, past)
         x = self.gated_residual(attended, attention_gate, self.norm2, x)
-        hidden = self.ffn(layer_norm(self.norm3, x, x.dtype))
+        hidden = self.ffn(self.norm3(x, x.dtype))
         return self.gated_residual(hidden, mlp_gate, self.norm4, x), kept
 
     def attend(
         self, x: torch.Tensor, context: BlockContext, past: KeyValue | None
     ) -> tuple[torch.Tensor, KeyValue | None]:
         """Run both attentions on the same normalised input and mix them."""
-        normed = layer_norm(self.norm1, x, x.dtype)
+        normed = self.norm1(x, x.dtype)
         query, key, value = self.attn1(normed, context.rope)
         kept = None
         if context.keep_tokens:
@@ -175,9 +160,9 @@ class Magi1TransformerBlock(nn.Module):
 
     @staticmethod
     def gated_residual(
-        update: torch.Tensor, gate: torch.Tensor, norm: nn.LayerNorm, residual: torch.Tensor
+        update: torch.Tensor, gate: torch.Tensor, norm: LayerNorm, residual: torch.Tensor
     ) -> torch.Tensor:
         """Gate per chunk, normalise in fp32, add the residual, round once."""
         gated = update.float().unflatten(1, (gate.shape[1], -1)) * gate.float()[:, :, None]
-        normed = layer_norm(norm, gated.flatten(1, 2), torch.float32)
+        normed = norm(gated.flatten(1, 2), torch.float32)
         return (normed + residual.float()).to(residual.dtype)

@@ -24,10 +24,10 @@ from onereel.models.magi_dit.blocks import (
     BlockContext,
     KeyValue,
     Magi1TransformerBlock,
-    layer_norm,
 )
 from onereel.models.magi_dit.fp8 import quantize_blocks
 from onereel.nn.embeddings import time_features
+from onereel.nn.layers import LayerNorm, LinearFp32, PatchEmbeddingFp32
 from onereel.nn.rope import RotaryBands
 
 LAYOUT_VERSION = 1  # marks files whose norm gains, key/value rows and GLU halves are converted right
@@ -47,13 +47,13 @@ class TimeEmbedder(nn.Module):
     def __init__(self, freq_dim: int, dim: int) -> None:
         super().__init__()
         self.freq_dim = freq_dim
-        self.linear_1 = nn.Linear(freq_dim, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_1 = LinearFp32(freq_dim, dim)
+        self.linear_2 = LinearFp32(dim, dim)
 
     def forward(self, t: torch.Tensor, feature_dtype: torch.dtype) -> torch.Tensor:
         """Embed scalars of any shape; features are rounded to the network's dtype first."""
         features = time_features(t, dim=self.freq_dim).to(feature_dtype)
-        return linear_fp32(self.linear_2, F.silu(linear_fp32(self.linear_1, features)))
+        return self.linear_2(F.silu(self.linear_1(features)))
 
 
 class TextEmbedder(nn.Module):
@@ -62,18 +62,18 @@ class TextEmbedder(nn.Module):
     def __init__(self, text_dim: int, dim: int, *, condition_dim: int, max_length: int) -> None:
         super().__init__()
         self.null_caption_embedding = nn.Parameter(torch.randn(max_length, text_dim) * 0.02)
-        self.y_proj_xattn = nn.Sequential(nn.Linear(text_dim, dim), nn.SiLU())
-        self.y_proj_adaln = nn.Linear(text_dim, condition_dim)
+        self.y_proj_xattn = nn.Sequential(LinearFp32(text_dim, dim), nn.SiLU())
+        self.y_proj_adaln = LinearFp32(text_dim, condition_dim)
 
     def forward(
         self, text: torch.Tensor, dropped: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Project text [B, R, S, K]; `dropped` [B] picks the row of the modulation."""
-        tokens = F.silu(linear_fp32(self.y_proj_xattn[0], text))  # [B, R, S, D]
+        tokens = self.y_proj_xattn(text)  # [B, R, S, D]
         rows = torch.where(
             dropped[:, None], self.null_caption_embedding[-1], self.null_caption_embedding[-2]
         )
-        return tokens, linear_fp32(self.y_proj_adaln, rows)
+        return tokens, self.y_proj_adaln(rows)
 
 
 class ConditionEmbedder(nn.Module):
@@ -87,12 +87,6 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = TextEmbedder(
             text_dim, dim, condition_dim=condition_dim, max_length=max_length
         )
-
-
-def linear_fp32(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Apply a linear layer with float32 operands (autocast may still lower them in training)."""
-    bias = None if linear.bias is None else linear.bias.float()
-    return F.linear(x.float(), linear.weight.float(), bias)
 
 
 class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -170,7 +164,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 expected="head dim a multiple of 8 and query heads a multiple of key heads",
                 got=f"{num_attention_heads} x {attention_head_dim}, {num_kv_heads} key heads",
             )
-        self.patch_embedding = nn.Conv3d(
+        self.patch_embedding = PatchEmbeddingFp32(
             in_channels, dim, patch_size, stride=patch_size, bias=False
         )
         self.condition_embedder = ConditionEmbedder(
@@ -196,9 +190,9 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         )
         if fp8_quant:
             quantize_blocks(self.blocks)
-        self.norm_out = nn.LayerNorm(dim, eps=eps)
+        self.norm_out = LayerNorm(dim, eps=eps)
         patch = patch_size[0] * patch_size[1] * patch_size[2]
-        self.proj_out = nn.Linear(dim, patch * out_channels, bias=False)
+        self.proj_out = LinearFp32(dim, patch * out_channels, bias=False)
         self.gradient_checkpointing = False
 
     @property
@@ -258,8 +252,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = hidden_states.float() * self.config.x_rescale_factor
         if self.config.half_channel_vae:
             x = torch.cat((x, x), dim=1)
-        x = F.conv3d(x, self.patch_embedding.weight.float(), stride=self.config.patch_size)
-        x = rearrange(x, "b d t h w -> b (t h w) d").to(dtype)
+        x = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").to(dtype)
         first_frame = slice_point * (grid[0] // num_chunks)
         context = self._context(
             timestep,
@@ -331,7 +324,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Turn tokens [B, L, D] into a velocity [B, C, T, H, W]."""
-        x = linear_fp32(self.proj_out, layer_norm(self.norm_out, x, torch.float32)).float()
+        x = self.proj_out(self.norm_out(x, torch.float32)).float()
         p, q, r = self.config.patch_size
         x = rearrange(
             x,

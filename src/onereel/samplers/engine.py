@@ -1,0 +1,329 @@
+"""The chunk engine: a generator of finished latent chunks with flat memory and a savable state.
+
+State between stages = latents in flight + keys and values of the few clean chunks that can still
+be seen + the stage number. Noise of chunk k depends on (seed, k) alone, so nothing else is needed
+to go on exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from onereel.core.errors import ConfigError, ShapeError
+from onereel.core.seeds import chunk_noise
+from onereel.samplers.guidance import (
+    CallInputs,
+    GuidanceRuntime,
+    KeyValues,
+    VelocityModel,
+    distilled_velocity,
+    guided_velocity,
+    run_pass,
+)
+from onereel.samplers.plan import ChunkCall, ChunkSampleConfig, num_stages, plan_calls
+
+StepCallback = Callable[[ChunkCall, torch.Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkTask:
+    """What to generate.
+
+    Args:
+        num_chunks: chunks of the video, prefix included.
+        latent_shape: (C, H, W) of the latent.
+        condition: text tokens [S, K] of an absolute chunk index; asked once per step, so a prompt
+            may change while the video is made.
+        null_caption: visible null caption tokens [S0, K].
+        seed: of the noise.
+        prefix: given clean latents [1, C, T, H, W], already normalised, or None.
+        noise: noise [1, C, chunk_width, H, W] of an absolute chunk index; None draws it by seed.
+    """
+
+    num_chunks: int
+    latent_shape: tuple[int, int, int]
+    condition: Callable[[int], torch.Tensor]
+    null_caption: torch.Tensor
+    seed: int = 0
+    prefix: torch.Tensor | None = None
+    noise: Callable[[int], torch.Tensor] | None = None
+
+    @property
+    def prefix_frames(self) -> int:
+        """Given latent frames."""
+        return 0 if self.prefix is None else self.prefix.shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedChunk:
+    """A clean chunk.
+
+    Args:
+        index: absolute chunk index, prefix chunks counted.
+        latent: float32 [1, C, chunk_width, H, W], given frames included.
+        num_given: leading latent frames that come from the prefix.
+    """
+
+    index: int
+    latent: torch.Tensor
+    num_given: int
+
+
+class ChunkEngine:
+    """Generate a video chunk by chunk.
+
+    Args:
+        model: velocity network.
+        config: what changes pixels.
+        task: what to generate.
+        runtime: how guidance passes are run.
+        device: where latents are held and updated.
+        on_step: called after every step with the call and the updated window.
+        on_velocity: called before every update with the call and the velocity, for tests.
+
+    Raises:
+        ConfigError: there is nothing to generate.
+        ShapeError: the prefix does not fit the latent's shape.
+    """
+
+    def __init__(
+        self,
+        model: VelocityModel,
+        config: ChunkSampleConfig,
+        *,
+        task: ChunkTask,
+        runtime: GuidanceRuntime | None = None,
+        device: torch.device | str = "cpu",
+        on_step: StepCallback | None = None,
+        on_velocity: StepCallback | None = None,
+    ) -> None:
+        self.model, self.config, self.task = model, config, task
+        self.runtime = runtime or GuidanceRuntime()
+        self.device = torch.device(device)
+        self.on_step, self.on_velocity = on_step, on_velocity
+        self.num_prefix_chunks = task.prefix_frames // config.chunk_width
+        if task.num_chunks <= self.num_prefix_chunks:
+            raise ConfigError(
+                "num_chunks", expected=f"more than {self.num_prefix_chunks} given chunks",
+                got=task.num_chunks,
+            )
+        if task.prefix is not None:
+            channels, height, width = task.latent_shape
+            wanted = (1, channels, task.prefix_frames, height, width)
+            if tuple(task.prefix.shape) != wanted:
+                raise ShapeError("prefix", expected=str(wanted), got=tuple(task.prefix.shape))
+        self.stage = 0
+        self.latents: dict[int, torch.Tensor] = {}
+        self.cache: KeyValues | None = None
+        self.cache_start = 0
+        self._cached_chunks = 0
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the whole video."""
+        return num_stages(
+            self.config, num_chunks=self.task.num_chunks, num_prefix_chunks=self.num_prefix_chunks
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Model steps of the whole video."""
+        return self.num_stages * self.config.steps_per_stage
+
+    @torch.no_grad()
+    def run(self) -> Iterator[FinishedChunk]:
+        """Go on from the current state to the end.
+
+        Yields:
+            Chunks in order, as soon as they are clean.
+        """
+        if self.stage == 0 and self.num_prefix_chunks and self.cache is None:
+            self._encode_prefix()
+        calls = plan_calls(
+            self.config,
+            num_chunks=self.task.num_chunks,
+            num_prefix_chunks=self.num_prefix_chunks,
+            first_stage=self.stage,
+        )
+        for call in calls:
+            self._step(call)
+            if call.step_in_stage == self.config.steps_per_stage - 1:
+                self.stage = call.stage + 1
+                self.latents = {c: x for c, x in self.latents.items() if c >= call.chunks[0]}
+            if call.finished is not None:
+                yield self._finish(call.finished)
+
+    def _step(self, call: ChunkCall) -> None:
+        """Run one step and update the latents in flight."""
+        inputs = self._inputs(call)
+        model, config = self.model, self.config
+        if config.distilled:
+            velocity, kept = distilled_velocity(
+                model, call, inputs, near_clean_scale=config.near_clean_scale
+            )
+        else:
+            velocity, kept = guided_velocity(model, call, inputs, runtime=self.runtime)
+        if kept is not None:
+            self._remember(kept)
+        if self.on_velocity is not None:
+            self.on_velocity(call, velocity)
+        width = config.chunk_width
+        now, after = (torch.tensor(t, device=self.device) for t in (call.times, call.next_times))
+        for slot, chunk in enumerate(call.chunks):
+            part = velocity[:, :, slot * width : (slot + 1) * width]
+            # Start from the pasted input: the official code integrates given frames as well.
+            start = inputs.latent[:, :, (slot - len(call.chunks)) * width :][:, :, :width]
+            self.latents[chunk] = start + part * (after[slot] - now[slot])
+        self._forget(call.keep_from)
+        if self.on_step is not None:
+            self.on_step(call, torch.cat([self.latents[c] for c in call.chunks], dim=2))
+
+    def _inputs(self, call: ChunkCall) -> CallInputs:
+        """Gather the tensors of a step; new chunks start from their noise."""
+        chunks, ranges = call.chunks, call.ranges
+        times: tuple[float, ...] = call.times
+        conditions = tuple(self.task.condition(c) for c in chunks)
+        if call.clean_chunk is not None and call.clean_range is not None:
+            chunks, ranges = (call.clean_chunk, *chunks), (call.clean_range, *ranges)
+            times = (self.config.clean_t, *times)
+            conditions = (self.task.null_caption, *conditions)
+        for chunk in chunks:
+            if chunk not in self.latents:
+                self.latents[chunk] = self._noise(chunk)
+        latent = torch.cat([self._paste_prefix(c, self.latents[c]) for c in chunks], dim=2)
+        return CallInputs(
+            latent,
+            torch.tensor([times], device=self.device),
+            ranges,
+            conditions,
+            self.task.null_caption,
+            self._past(call.slice_point),
+        )
+
+    def _noise(self, chunk: int) -> torch.Tensor:
+        channels, height, width = self.task.latent_shape
+        shape = (1, channels, self.config.chunk_width, height, width)
+        if self.task.noise is None:
+            return chunk_noise(self.task.seed, chunk, shape).to(self.device)
+        noise = self.task.noise(chunk)
+        if tuple(noise.shape) != shape:
+            raise ShapeError("noise", expected=str(shape), got=tuple(noise.shape))
+        return noise.to(self.device, torch.float32)
+
+    def _paste_prefix(self, chunk: int, latent: torch.Tensor) -> torch.Tensor:
+        """Overwrite the frames of a chunk that are given."""
+        start = chunk * self.config.chunk_width
+        if self.task.prefix is None or start >= self.task.prefix_frames:
+            return latent
+        given = self.task.prefix[:, :, start : start + self.config.chunk_width]
+        given = given.to(latent.device, latent.dtype)
+        return torch.cat((given, latent[:, :, given.shape[2] :]), dim=2)
+
+    def _finish(self, chunk: int) -> FinishedChunk:
+        """Hand out a chunk; given frames are exact again unless the official drift is wanted."""
+        latent = self.latents[chunk]
+        if not self.config.official_compat:
+            latent = self._paste_prefix(chunk, latent)
+        width = self.config.chunk_width
+        given = min(max(0, self.task.prefix_frames - chunk * width), width)
+        return FinishedChunk(chunk, latent, given)
+
+    def _encode_prefix(self) -> None:
+        """Fill the cache from whole given chunks, one at a time.
+
+        Only the pass that writes the cache is made: null caption, and for base weights the
+        modulation row of a dropped caption.
+        """
+        visible = self.config.prefix_chunks_visible()
+        ranges = self.config.noise2clean_kvrange
+        if visible == 1 and ranges:  # each chunk stands alone: those never looked at are left out
+            self.cache_start = max(0, self.num_prefix_chunks + 1 - max(ranges))
+        first_call = next(
+            plan_calls(
+                self.config,
+                num_chunks=self.task.num_chunks,
+                num_prefix_chunks=self.num_prefix_chunks,
+            )
+        )
+        for chunk in range(self.cache_start, self.num_prefix_chunks):
+            inputs = CallInputs(
+                self._paste_prefix(chunk, self._noise(chunk)),
+                torch.full((1, 1), self.config.clean_t, device=self.device),
+                ((max(0, chunk + 1 - visible), chunk + 1),),
+                (self.task.null_caption,),
+                self.task.null_caption,
+                self._past(chunk),
+            )
+            call = dataclasses.replace(first_call, chunks=(chunk,), clean_chunk=chunk)
+            dropped = [not self.config.distilled]
+            _, kept = run_pass(
+                self.model, call, inputs, texts=[inputs.cond], dropped=dropped
+            )
+            assert kept is not None
+            self._remember(kept)
+
+    def _past(self, slice_point: int) -> KeyValues | None:
+        """Return the cached keys of the chunks right before a call."""
+        if self.cache is None or slice_point == 0:
+            return None
+        return self.cache
+
+    def _tokens_per_chunk(self) -> int:
+        assert self.cache is not None
+        return self.cache[0][0].shape[2] // self._cached_chunks
+
+    def _remember(self, kept: KeyValues) -> None:
+        """Append one clean chunk's keys and values."""
+        if self.cache is None:
+            self.cache = kept
+        else:
+            self.cache = tuple(
+                (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
+                for old, new in zip(self.cache, kept, strict=True)
+            )
+        self._cached_chunks += 1
+
+    def _forget(self, keep_from: int) -> None:
+        """Drop cached chunks that nothing will look at again."""
+        drop = min(keep_from - self.cache_start, self._cached_chunks)
+        if self.cache is None or drop <= 0:
+            return
+        rows = drop * self._tokens_per_chunk()
+        self.cache = tuple((k[:, :, rows:].clone(), v[:, :, rows:].clone()) for k, v in self.cache)
+        self.cache_start += drop
+        self._cached_chunks -= drop
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Save the state between two chunks; valid whenever `run` has just yielded.
+
+        Returns:
+            Tensors by name, ready for safetensors.
+        """
+        state = {f"latent.{c}": x.contiguous() for c, x in self.latents.items()}
+        numbers = (self.stage, self.cache_start, self._cached_chunks)
+        state["position"] = torch.tensor(numbers, dtype=torch.int64)
+        for layer, (key, value) in enumerate(self.cache or ()):
+            state[f"key.{layer}"], state[f"value.{layer}"] = key.contiguous(), value.contiguous()
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a saved state; the config and the task must be those of the saving engine.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        self.stage, self.cache_start, self._cached_chunks = state["position"].tolist()
+        self.latents = {
+            int(name.split(".")[1]): x.to(self.device)
+            for name, x in state.items()
+            if name.startswith("latent.")
+        }
+        layers = sum(name.startswith("key.") for name in state)
+        self.cache = tuple(
+            (state[f"key.{i}"].to(self.device), state[f"value.{i}"].to(self.device))
+            for i in range(layers)
+        ) or None
