@@ -14,6 +14,7 @@ from onereel.world.captions import (
 from onereel.world.clips import Clip, sample_clip
 from onereel.world.episode import STATE_FIELDS, Episode
 from onereel.world.physics import GRAVITY, SUBSTEPS
+from onereel.world.prompts import fixed_prompts
 from onereel.world.render import render, texture
 from onereel.world.shapes import coverage, outline, reach, support
 from onereel.world.simulate import (
@@ -68,6 +69,7 @@ __all__ = [
     "change_caption",
     "combination_held_out",
     "coverage",
+    "fixed_prompts",
     "noun_phrase",
     "outline",
     "reach",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onereel.world.spec import PATTERNS, TONES, ObjectSpec, SceneSpec, sample_spec
+from onereel.world.spec import COLOURS, PATTERNS, TONES, ObjectSpec, SceneSpec, sample_spec
 
 Rng = np.random.Generator | None
 
@@ -180,7 +181,9 @@ def _main_clause(spec: SceneSpec, rng: Rng, *, article: str = "a") -> str:
     words: Mapping[str, str] = {
         "a": noun_phrase(spec.objects[0], rng, article=article),
         "b": noun_phrase(spec.objects[1], rng) if len(spec.objects) > 1 else "",
-        "how": "" if _chance(0.15, rng) else _choose(_SPEED_WORDS.get(spec.speed or "", ("",)), rng),
+        "how": ""
+        if _chance(0.15, rng)
+        else _choose(_SPEED_WORDS.get(spec.speed or "", ("",)), rng),
         "way": _choose(_DIRECTION_WORDS[spec.direction], rng) if spec.direction else "",
         "side": spec.direction or "",
     }
@@ -194,14 +197,12 @@ def _with_others(spec: SceneSpec, clause: str, rng: Rng) -> str:
     if not others:
         return clause
     if spec.relation is None or spec.motion == "collide":
-        return f"{clause} next to {others}" if spec.relation is None else f"{clause} beside {others}"
+        return f"{clause} next to {others}"
     relation = _choose(_RELATION_WORDS[spec.relation], rng)
     if spec.motion == "static" and _chance(0.5, rng):
         return f"{noun_phrase(spec.objects[0], rng)} {relation} {others}"
-    # a direction or speed just before the relation would be read as one phrase with it
-    comma = "," if spec.motion != "static" and not clause.endswith(("disc", "square")) else ""
-    if _chance(0.5, rng):
-        comma = ""
+    # without the comma "moves down below a disc" would read as one phrase
+    comma = "" if spec.motion == "static" or _chance(0.5, rng) else ","
     return f"{clause}{comma} {relation} {others}"
 
 
@@ -258,6 +259,8 @@ def change_caption(before: SceneSpec, after: SceneSpec, rng: Rng = None) -> str:
     if len(after.objects) > len(before.objects):
         extra = noun_phrase(after.objects[-1], rng)
         verb = _choose(("appears", "appears", "fades in"), rng)
+        if before.motion == "static" or _chance(0.5, rng):
+            return f"{extra} {verb} next to {noun_phrase(new, rng, article='the')}"
         return f"{_main_clause(before, rng, article=article)} and {extra} {verb}"
     if after.motion == "static" and before.motion != "static":
         verb = _choose(("stops", "stops", "stands still", "stops moving"), rng)
@@ -266,17 +269,29 @@ def change_caption(before: SceneSpec, after: SceneSpec, rng: Rng = None) -> str:
 
 
 def sample_captions(count: int, seed: int = 0) -> list[str]:
-    """Draw captions to train a tokenizer on, one word each guaranteed by `all_words`.
+    """Draw captions to train a tokenizer on; a few thousand contain every word of `all_words`.
 
     Args:
         count: how many.
         seed: the same seed gives the same list.
 
     Returns:
-        Paraphrased captions of scenes outside the held-out combinations.
+        Paraphrased captions of scenes outside the held-out combinations; some tell of a change.
     """
     rng = np.random.default_rng((seed, 2))
-    return [caption(sample_spec(rng), rng) for _ in range(count)]
+    texts = []
+    for _ in range(count):
+        spec = sample_spec(rng)
+        if rng.random() < 0.9:
+            texts.append(caption(spec, rng))
+            continue
+        other = sample_spec(rng, num_objects=1)
+        before = dataclasses.replace(spec, objects=other.objects, motion="linear")
+        after = dataclasses.replace(before, motion=("linear", "static")[int(rng.integers(2))])
+        if after.motion == "linear":
+            after = dataclasses.replace(after, objects=spec.objects)
+        texts.append(change_caption(before, after, rng))
+    return texts
 
 
 def all_words() -> tuple[str, ...]:
@@ -287,20 +302,7 @@ def all_words() -> tuple[str, ...]:
     """
     tables = (_SHAPE_WORDS, _SIZE_WORDS, _SPEED_WORDS, _DIRECTION_WORDS, _RELATION_WORDS, _PHRASES)
     texts = [text for table in tables for options in table.values() for text in options]
-    texts += [*_PALETTE_WORDS, *TONES, *PATTERNS, "turns becomes stops moving stands still"]
-    texts += ["on a background two three objects: next to beside and the an that is"]
+    texts += [*COLOURS, "violet", *TONES, *PATTERNS, "turns becomes stops moving stands still"]
+    texts += ["on a background two three objects: next to and the an that is"]
     words = {w.strip(",:") for text in texts for w in text.split() if not w.startswith("{")}
     return tuple(sorted(words - {""}))
-
-
-_PALETTE_WORDS = (
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "cyan",
-    "blue",
-    "purple",
-    "violet",
-    "pink",
-)

@@ -71,17 +71,18 @@ def sample_clip(
     after = _changed(first, rng, held_out=held_out) if change else None
     if after is not None:
         at = int(rng.integers(1, chunks))
-        later = caption(_settled(after), rng)
+        after = _settled(after)
+        later = caption(after, rng)
+        # some users name what changes, others describe the scene as it is from now on
+        now = change_caption(first, after, rng) if rng.random() < 0.7 else later
         specs[at:] = [after] * (chunks - at)
-        texts[at:] = [change_caption(first, after, rng)] + [later] * (chunks - at - 1)
+        texts[at:] = [now] + [later] * (chunks - at - 1)
     episode = simulate_chunks(specs, seed, num_frames=num_frames, height=height, width=width)
-    return Clip(
-        video=render(episode), captions=tuple(texts), specs=tuple(specs), episode=episode
-    )
+    return Clip(video=render(episode), captions=tuple(texts), specs=tuple(specs), episode=episode)
 
 
 def _settled(spec: SceneSpec) -> SceneSpec:
-    """Drop what a caption could say only about frame 0: the relation of a mover."""
+    """Drop what holds at frame 0 only: the relation of a mover to the others."""
     return dataclasses.replace(spec, relation=None) if spec.motion != "static" else spec
 
 

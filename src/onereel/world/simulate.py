@@ -27,6 +27,7 @@ ZOOM_RATE = 0.12  # e-folds per second
 _ZOOM_RANGE = (0.5, 2.0)
 _FADE_FRAMES = 6
 _TURN_DELAY = 4  # frames from a chunk's start to its change of colour or cast
+_PATH_FRAMES = 120
 _TILT = 0.2  # largest tilt of objects in the air, radians
 
 
@@ -159,12 +160,14 @@ def _run(
     start = Body(x=mover.x, y=mover.y, radius=mover.radius, low=mover.low, high=mover.high)
     # its own stream, so that a longer episode places the others alike
     rest_rng = np.random.default_rng(int(rng.integers(2**62)))
-    motion = np.zeros((num_frames, len(bodies), 4))
+    # the path that resting objects keep clear of is the same for short and long episodes
+    frames = max(num_frames, _PATH_FRAMES) if len(bodies) > len(moving) else num_frames
+    motion = np.zeros((frames, len(bodies), 4))
     events: list[Event] = []
     dt = 1.0 / (fps * SUBSTEPS)
-    for frame in range(num_frames):
-        chunk = frame // CHUNK_FRAMES
-        if frame % CHUNK_FRAMES == 0 and chunk and _restarts(specs[chunk - 1], specs[chunk]):
+    for frame in range(frames):
+        chunk = min(frame // CHUNK_FRAMES, len(specs) - 1)
+        if chunk and frame == chunk * CHUNK_FRAMES and _restarts(specs[chunk - 1], specs[chunk]):
             start_motion(mover, specs[chunk], stage=stage, rng=rng)
         for i, body in enumerate(moving):
             motion[frame, i] = (body.x, body.y, body.vx, body.vy)
@@ -177,7 +180,7 @@ def _run(
             for kind, i in found:
                 events.append((frame, kind, i, 1 if kind == "collide" else -1))
     _rest(specs, bodies, motion=motion, start=start, stage=stage, rng=rest_rng)
-    return motion, events
+    return motion[:num_frames], [e for e in events if e[0] < num_frames]
 
 
 def _restarts(before: SceneSpec, after: SceneSpec) -> bool:
@@ -199,11 +202,8 @@ def _rest(
     first = 2 if specs[0].motion == "collide" else 1
     for i in range(first, len(bodies)):
         spec = next(s for s in specs if len(s.objects) > i)
-        # at most 5 s of path count, so that longer episodes start alike
-        path = motion[: 5 * CHUNK_FRAMES, 0, :2]
-        place_resting(
-            bodies[i], [start, *bodies[1:i]], path=path, spec=spec, stage=stage, rng=rng
-        )
+        path = motion[:_PATH_FRAMES, 0, :2]
+        place_resting(bodies[i], [start, *bodies[1:i]], path=path, spec=spec, stage=stage, rng=rng)
         motion[:, i, :2] = (bodies[i].x, bodies[i].y)
 
 
