@@ -178,12 +178,11 @@ def _main_clause(spec: SceneSpec, rng: Rng, *, article: str = "a") -> str:
         key = "bounce_way"
     elif key == "zoom":
         key = spec.camera
+    how = ("",) if _chance(0.15, rng) else _SPEED_WORDS.get(spec.speed or "", ("",))
     words: Mapping[str, str] = {
         "a": noun_phrase(spec.objects[0], rng, article=article),
         "b": noun_phrase(spec.objects[1], rng) if len(spec.objects) > 1 else "",
-        "how": ""
-        if _chance(0.15, rng)
-        else _choose(_SPEED_WORDS.get(spec.speed or "", ("",)), rng),
+        "how": _choose(how, rng),
         "way": _choose(_DIRECTION_WORDS[spec.direction], rng) if spec.direction else "",
         "side": spec.direction or "",
     }

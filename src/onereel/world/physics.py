@@ -142,10 +142,8 @@ def step_pair(first: Body, second: Body, dt: float) -> list[tuple[str, int]]:
         body.x -= body.vx * (dt - touch)
         body.y -= body.vy * (dt - touch)
     _exchange(first, second)
-    events += [
-        (e, i) for i, e in enumerate((step(first, dt - touch), step(second, dt - touch))) if e
-    ]
-    return [("collide", 0), *events]
+    after = (step(first, dt - touch), step(second, dt - touch))
+    return [("collide", 0), *((e, i) for i, e in enumerate(after) if e)]
 
 
 def _exchange(first: Body, second: Body) -> None:

@@ -91,7 +91,7 @@ def _from_behind(
     span = high - low
     slack = min(0.35 * span, max(0.0, span - need))
     back = slack * rng.random() ** 1.5
-    return low + back if sign > 0 else high - back
+    return float(low + back if sign > 0 else high - back)
 
 
 def _coordinate(body: Body, axis: int, *, spec: SceneSpec, rng: np.random.Generator) -> float:
@@ -183,7 +183,7 @@ def _candidates(
     spots = low + spots * (high - low)
     if on_floor:
         spots[:, 1] = body.high[1]
-    return spots
+    return np.asarray(spots)
 
 
 def _honours(
@@ -195,8 +195,7 @@ def _honours(
     along, sign = (dx, 1.0) if relation in ("left_of", "right_of") else (dy, 1.0)
     if relation in ("right_of", "below"):
         sign = -1.0
-    result: npt.NDArray[np.bool_] = sign * along > 0.8 * touch
-    return result
+    return np.asarray(sign * along > 0.8 * touch)
 
 
 def place_resting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from onereel.world.simulate import screen_positions
 from onereel.world.spec import PATTERNS, SHAPES, TONES
 
 Video = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
 
 _TONE_RGB = {
     "light": (176.0, 175.0, 172.0),
@@ -59,45 +61,51 @@ def render(episode: Episode, *, start: int = 0, stop: int | None = None) -> Vide
 
 
 @lru_cache(maxsize=64)
-def texture(background: int, height: int, width: int, floor_y: float | None) -> Array:
-    """Draw a background that repeats every `width` pixels (and every `height`, without floor).
+def texture(
+    background: int, size: tuple[int, int], *, unit: int, floor_y: float | None = None
+) -> Array:
+    """Draw a background that repeats at its right edge (and at the bottom, without floor).
 
     Args:
         background: 0 to 15: tone times pattern.
-        height: in pixels.
-        width: in pixels, the period of the world.
+        size: (height, width) in pixels.
+        unit: the canvas height in pixels, which sets the pattern's scale.
         floor_y: where the floor begins in pixels, or None.
 
     Returns:
         float32 [H, W, 3], luminance 60 to 190, at most 24 levels between channels.
     """
     tone, pattern = TONES[background // len(PATTERNS)], PATTERNS[background % len(PATTERNS)]
-    rows = (np.arange(height, dtype=np.float32) + 0.5)[:, None] / height
-    cols = (np.arange(width, dtype=np.float32) + 0.5)[None, :] / width
-    shade = _pattern(pattern, rows, cols, aspect=max(1, round(width / height)))
-    image = np.array(_TONE_RGB[tone], np.float32) + shade[..., None]
+    height, width = size
+    rows = ((np.arange(height) + 0.5) / height)[:, None]
+    cols = ((np.arange(width) + 0.5) / width)[None, :]
+    shade = _pattern(pattern, rows, cols, repeats=(height / unit, width / unit))
+    image = np.array(_TONE_RGB[tone]) + shade[..., None]
     if floor_y is not None:
-        depth = np.clip(np.arange(height, dtype=np.float32) + 1.0 - floor_y, 0.0, 1.0)
-        line = np.clip(1.0 - np.abs(np.arange(height) + 0.5 - floor_y - 0.5), 0.0, 1.0)
+        below = np.arange(height) + 1.0 - floor_y
+        depth = np.clip(below, 0.0, 1.0)
+        line = np.clip(1.0 - np.abs(below - 1.0), 0.0, 1.0)
         level = depth * _FLOOR_SHADE[tone] + line * np.sign(_FLOOR_SHADE[tone]) * 8.0
-        flat = np.array(_TONE_RGB[tone], np.float32) + level[:, None, None]
+        flat = np.array(_TONE_RGB[tone]) + level[:, None, None]
         image = image * (1 - depth[:, None, None]) + flat * depth[:, None, None]
     return np.clip(image, 60.0, 190.0).astype(np.float32)
 
 
-def _pattern(pattern: str, rows: Array, cols: Array, aspect: int) -> Array:
-    """Brightness of a pattern in levels, smooth and periodic in both directions."""
-    turn = 2 * np.pi
+def _pattern(pattern: str, rows: Floats, cols: Floats, *, repeats: tuple[float, float]) -> Floats:
+    """Brightness in levels, [H, W]; whole numbers of waves keep it periodic both ways."""
+
+    def wave(per_row: float, per_col: float, phase: float = 0.0) -> Floats:
+        turns = round(per_row * repeats[0]) * rows + round(per_col * repeats[1]) * cols
+        return np.asarray(np.sin(2 * np.pi * turns + phase))
+
     if pattern == "striped":
-        return 9.0 * np.tanh(2.0 * np.sin(turn * 6 * aspect * cols)) + 0.0 * rows
+        return np.asarray(9.0 * np.tanh(2.0 * wave(0, 8)))
     if pattern == "checkered":
-        waves = np.sin(turn * 3 * aspect * cols) * np.sin(turn * 3 * rows)
-        return 9.0 * np.tanh(4.0 * waves)
+        return np.asarray(9.0 * np.tanh(4.0 * wave(0, 4) * wave(3, 0)))
     if pattern == "cloudy":
-        a = np.sin(turn * (2 * aspect * cols + rows) + 0.7)
-        b = np.sin(turn * (aspect * cols - 2 * rows) + 2.1)
-        return 5.5 * a + 5.5 * b + 2.0 * np.sin(turn * (3 * cols + 3 * rows))
-    return 4.0 * np.cos(turn * rows) + 0.0 * cols
+        parts = 5.5 * wave(1, 2.7, 0.7) + 5.5 * wave(2, -1.4, 2.1) + 2.0 * wave(3, 2)
+        return np.asarray(parts)
+    return np.asarray(4.0 * wave(1, 0, np.pi / 2))
 
 
 def _backdrop(episode: Episode, frames: npt.NDArray[np.int64]) -> Video:
@@ -107,7 +115,8 @@ def _backdrop(episode: Episode, frames: npt.NDArray[np.int64]) -> Video:
     zooming = bool(np.any(camera[:, 2] != 1.0))
     tall = 2 * height if zooming else height
     wide = round(episode.period)
-    tile = texture(episode.background, tall, wide, None if zooming else episode.floor_y)
+    floor_y = None if zooming else episode.floor_y
+    tile = texture(episode.background, (tall, wide), unit=height, floor_y=floor_y)
     top, left = (tall - height) // 2, (wide - width) // 2
     if not np.any(camera[:, :2]) and not zooming:
         still = np.rint(tile[:height, left : left + width]).astype(np.uint8)
@@ -120,7 +129,7 @@ def _backdrop(episode: Episode, frames: npt.NDArray[np.int64]) -> Video:
     return np.rint(_blend(seen, rows - 0.5, axis=1)).astype(np.uint8)
 
 
-def _blend(tile: Array, places: npt.NDArray[np.float64], axis: int) -> Array:
+def _blend(tile: Array, places: Floats, axis: int) -> Array:
     """Sample periodically with linear interpolation along one axis, places [F, P] per frame."""
     base = np.floor(places).astype(np.int64)
     share = (places - base).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float32]
 _DIAMOND_RATIO = 1.7
 
 
-@lru_cache(maxsize=None)
+@cache
 def outline(shape: str) -> tuple[tuple[float, float], ...]:
     """Give the corners of a shape of radius 1 (area pi), y down, upright.
 
@@ -41,7 +41,7 @@ def outline(shape: str) -> tuple[tuple[float, float], ...]:
     return ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _edges(shape: str) -> tuple[tuple[float, float, float], ...]:
     """Edges as (normal angle's cos, sin, distance from the centroid), radius 1."""
     corners = outline(shape)
@@ -154,7 +154,5 @@ def coverage(
         raise ValueError(f"unknown shape {shape}")
     rows = np.arange(size[0], dtype=np.float32)[:, None] + np.float32(0.5 - centre[1])
     cols = np.arange(size[1], dtype=np.float32)[None, :] + np.float32(0.5 - centre[0])
-    distances = half_plane_distances(
-        shape, cols, rows, radius=np.float32(radius), angle=np.float32(angle)
-    )
-    return soften(distances)
+    size_1, turn_1 = np.array([radius], np.float32), np.array([angle], np.float32)
+    return soften(half_plane_distances(shape, cols, rows, radius=size_1, angle=turn_1))

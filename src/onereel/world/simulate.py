@@ -301,4 +301,4 @@ def _uncovered(episode: Episode) -> Array:
     share = left_share(float(episode.width)) - left_share(0.0)
     if episode.slab is not None:
         share = share - (left_share(episode.slab[1]) - left_share(episode.slab[0]))
-    return np.clip(share, 0.0, 1.0)
+    return np.asarray(np.clip(share, 0.0, 1.0), np.float32)

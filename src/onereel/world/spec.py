@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -171,7 +171,7 @@ def _canonical(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def combination_held_out(colour: str, shape: str, motion: str) -> bool:
     """Apply the held-out rule to one combination.
 
@@ -190,7 +190,7 @@ def combination_held_out(colour: str, shape: str, motion: str) -> bool:
     return zlib.crc32(text.encode()) % 10 == 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def _combinations(motion: str, held_out: bool) -> tuple[tuple[str, str], ...]:
     pairs = ((c, s) for c in COLOURS for s in SHAPES)
     return tuple(p for p in pairs if combination_held_out(*p, motion) == held_out)
@@ -289,6 +289,9 @@ def sample_spec(
     elif motion == "zoom":
         camera = _pick(rng, ("zoom_in", "zoom_out"))
     speeds = _SPEED_CHOICES.get(motion)
+    # a camera over a plain background would not be seen to move
+    patterns = range(1 if camera != "still" else 0, len(PATTERNS))
+    pattern = patterns[int(rng.integers(len(patterns)))]
     return SceneSpec(
         objects=_draw_objects(rng, motion, count, held_out),
         motion=motion,
@@ -297,5 +300,5 @@ def sample_spec(
         relation=_draw_relation(rng, motion, direction, floor) if count > 1 else None,
         camera=camera,
         floor=floor,
-        background=int(rng.integers(NUM_BACKGROUNDS)),
+        background=int(rng.integers(len(TONES))) * len(PATTERNS) + pattern,
     )
