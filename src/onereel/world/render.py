@@ -24,8 +24,9 @@ _TONE_RGB = {
 }
 _FLOOR_SHADE = {"light": -26.0, "dark": 20.0, "warm": -24.0, "cool": -24.0}
 _SLAB_RGB = (104.0, 104.0, 106.0)
-_SHADOW = 0.13
-_SHADE = 9.0  # brightness levels that shading adds at most
+_SHADOW = 0.12
+_DROP = 0.006  # how far the shadow falls, in canvas heights
+_SHADE = 14.0  # brightness levels: + half of it in the middle, - half of it at radius r
 
 
 def render(episode: Episode, *, start: int = 0, stop: int | None = None) -> Video:
@@ -167,12 +168,13 @@ def _draw(
     dx = (cols + np.float32(0.5)).astype(np.float32) - x  # [F, 1, wide]
     dy = (rows + np.float32(0.5)).astype(np.float32) - y  # [F, tall, 1]
     turn = angle[:, None, None]
-    drop = np.float32(0.03 * height * 0.5)
-    far = half_plane_distances(shape, dx - drop, dy - 1.3 * drop, radius=r, angle=turn)
+    drop = np.float32(_DROP * height)
+    far = half_plane_distances(shape, dx - 0.6 * drop, dy - drop, radius=r, angle=turn)
     fade = opacity[:, None, None]
     shadow = soften(far, 2.5) * (_SHADOW * fade)
     alpha = soften(half_plane_distances(shape, dx, dy, radius=r, angle=turn)) * fade
-    light = np.clip((dx + dy) * (-0.7 / r), -1.0, 1.0) * np.float32(_SHADE)
+    # a dome of light: symmetric about the centroid, so that it does not shift what is measured
+    light = np.clip(0.5 - (dx * dx + dy * dy) / (r * r), -0.6, 0.5) * np.float32(_SHADE)
     patch = video[index].astype(np.float32)
     patch *= (1.0 - shadow)[..., None]
     paint = np.clip(rgb[:, None, None, :] + light[..., None], 0.0, 255.0)
