@@ -88,12 +88,7 @@ def simulate_chunks(
     Raises:
         ConfigError: sizes or counts do not fit.
     """
-    if min(height, width) < 32:
-        raise ConfigError("canvas", expected="at least 32x32 pixels", got=f"{height}x{width}")
-    if not 1 <= num_frames <= CHUNK_FRAMES * len(specs):
-        raise ConfigError(
-            "num_frames", expected=f"1 to {CHUNK_FRAMES * len(specs)}", got=num_frames
-        )
+    _check_sizes(len(specs), num_frames=num_frames, height=height, width=width)
     first, cast = specs[0], max((s.objects for s in specs), key=len)
     rng = np.random.default_rng((seed, 0))
     stage = Stage(width=width, height=height, floor=first.floor)
@@ -128,6 +123,13 @@ def simulate_chunks(
     )
     state[..., 8] = opacity * _uncovered(episode)
     return episode
+
+
+def _check_sizes(chunks: int, *, num_frames: int, height: int, width: int) -> None:
+    if min(height, width) < 32:
+        raise ConfigError("canvas", expected="at least 32x32 pixels", got=f"{height}x{width}")
+    if not 1 <= num_frames <= CHUNK_FRAMES * chunks:
+        raise ConfigError("num_frames", expected=f"1 to {CHUNK_FRAMES * chunks}", got=num_frames)
 
 
 def _slab(
