@@ -55,12 +55,12 @@ def load_image(
         pixels = _from_pil(source, apply_orientation=apply_orientation, alpha=alpha)
         return _resize_one(pixels, scaler)
     path = Path(source)
-    _, _, orientation = _header(path)
+    image_size(path)
     frame = _decode(path)
     if alpha == "black":
         frame = _on_black(frame)
-    if apply_orientation and orientation != 1:
-        frame = _oriented(frame, orientation)
+    if apply_orientation:
+        frame = _oriented(frame, _orientation(path))
     return scaler(frame)
 
 
@@ -120,7 +120,24 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         MediaError: the file is missing, empty, too large, or not an image.
     """
-    width, height, _ = _header(Path(path))
+    path = Path(path)
+    require_file(path, "image")
+    too_large = f"at most {MAX_MEGAPIXELS} megapixels"
+    hint = "scale it down first"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise MediaError(f"image {path} is too large", expected=too_large, hint=hint) from error
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{path} is not an image that can be read", hint=_READABLE) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"image {path} is damaged ({error})", hint=_READABLE) from error
+    if width * height > MAX_MEGAPIXELS * 1_000_000:
+        got = f"{width}x{height}"
+        raise MediaError(f"image {path} is too large", expected=too_large, got=got, hint=hint)
     return width, height
 
 
@@ -142,32 +159,14 @@ def require_file(path: Path, kind: str) -> None:
         raise MediaError(f"{kind} {path} is empty (0 bytes)", hint="copy or download it again")
 
 
-def _header(path: Path) -> tuple[int, int, int]:
-    """Width, height and EXIF orientation; checks the size before anything is decoded."""
-    require_file(path, "image")
-    too_large = f"at most {MAX_MEGAPIXELS} megapixels"
+def _orientation(path: Path) -> int:
+    """The EXIF orientation, 1 to 8; 1 is upright."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
-                orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"image {path} is too large", expected=too_large, hint="scale it down first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise MediaError(f"{path} is not an image that can be read", hint=_READABLE) from error
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, SyntaxError, ValueError) as error:
         raise MediaError(f"image {path} is damaged ({error})", hint=_READABLE) from error
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise MediaError(
-            f"image {path} is too large",
-            expected=too_large,
-            got=f"{width}x{height}",
-            hint="scale it down first",
-        )
-    return width, height, orientation if orientation in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _decode(path: Path) -> av.VideoFrame:
@@ -203,7 +202,9 @@ def _on_black(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def _oriented(frame: av.VideoFrame, orientation: int) -> av.VideoFrame:
-    """Undo an EXIF orientation of 2 to 8."""
+    """Undo an EXIF orientation."""
+    if orientation == 1:
+        return frame
     pixels = np.asarray(frame.reformat(format="rgb24").to_ndarray(), np.uint8)
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

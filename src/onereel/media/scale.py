@@ -45,6 +45,23 @@ def _scaled_size(source: tuple[int, int], target: tuple[int, int], policy: str) 
     return max(1, choose(height, same_aspect[0])), max(1, choose(width, same_aspect[1]))
 
 
+def rotated(frame: av.VideoFrame, quarter_turns: int) -> av.VideoFrame:
+    """Turn a frame clockwise.
+
+    Args:
+        frame: a decoded frame in any pixel format.
+        quarter_turns: how often to turn by 90 degrees, 0 to 3.
+
+    Returns:
+        The frame itself for 0, else a new RGB frame.
+    """
+    if quarter_turns == 0:
+        return frame
+    pixels = np.asarray(frame.reformat(format="rgb24").to_ndarray(), np.uint8)
+    turned = np.ascontiguousarray(np.rot90(pixels, -quarter_turns))
+    return av.VideoFrame.from_ndarray(turned, "rgb24")
+
+
 class Scaler:
     """Turns decoded frames into RGB arrays of one size; keeps swscale's tables between frames.
 

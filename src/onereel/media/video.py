@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from onereel.core.errors import ConfigError, MediaError, OutOfMemory
 from onereel.media.image import require_file
 from onereel.media.rate import Rate, exact_fps, resample_indices, round_half_up
-from onereel.media.scale import Pixels, Policy, Scaler
+from onereel.media.scale import Pixels, Policy, Scaler, rotated
 
 __all__ = ["VideoInfo", "probe", "read_video", "resample_indices"]
 
@@ -171,7 +171,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
             error
         )
     with container:
-        if not container.streams:
+        if not container.streams.video and not container.streams.audio:
             raise MediaError(
                 f"video {path} is damaged or cut off: its index is missing",
                 hint="copy or download it again",
@@ -253,8 +253,7 @@ def _resampled(
             continue
         first, previous = shown
         if slot > first:
-            pixels = scaler(previous)
-            pixels = np.rot90(pixels, -turns) if (turns := _quarter_turns(previous)) else pixels
+            pixels = scaler(rotated(previous, _quarter_turns(previous)))
             yield from (pixels for _ in range(first, slot))
         shown = max(first, slot), frame
 
