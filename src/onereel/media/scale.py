@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, get_args
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.filter import Graph
 
-from onereel.core.errors import ConfigError
+from onereel.core.errors import ConfigError, MediaError
 
 Policy = Literal["fit", "crop", "pad"]
 Pixels = npt.NDArray[np.uint8]
@@ -62,8 +63,25 @@ def rotated(frame: av.VideoFrame, quarter_turns: int) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(turned, "rgb24")
 
 
+def _scale_graph(source: str, height: int, width: int) -> Graph:
+    graph = Graph()
+    chain = [
+        graph.add("buffer", source),
+        graph.add("scale", f"{width}:{height}:flags=bicubic"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ]
+    for first, second in pairwise(chain):
+        first.link_to(second)
+    graph.configure()
+    return graph
+
+
 class Scaler:
-    """Turns decoded frames into RGB arrays of one size; keeps swscale's tables between frames.
+    """Turns decoded frames into RGB arrays of one size.
+
+    It runs ffmpeg's own scale filter: the bare scaling call places the chroma samples of 4:2:0
+    video differently when one of the two sizes does not change.
 
     Args:
         height: rows wanted.
@@ -78,7 +96,8 @@ class Scaler:
         check_target(height, width, policy)
         self._target = (height, width)
         self._policy = policy
-        self._reformatter = VideoReformatter()
+        self._graph: Graph | None = None
+        self._source = ""
 
     def __call__(self, frame: av.VideoFrame) -> Pixels:
         """Resize one frame.
@@ -88,12 +107,23 @@ class Scaler:
 
         Returns:
             uint8 RGB array [height, width, 3].
+
+        Raises:
+            MediaError: the frame's pixel format cannot be converted.
         """
-        source = (frame.height, frame.width)
-        height, width = _scaled_size(source, self._target, self._policy)
-        scaled = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC
+        source = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         )
+        try:
+            if self._graph is None or self._source != source:
+                size = _scaled_size((frame.height, frame.width), self._target, self._policy)
+                self._graph, self._source = _scale_graph(source, *size), source
+            self._graph.push(frame)
+            scaled = self._graph.pull()
+        except av.FFmpegError as error:
+            raise MediaError(f"cannot scale {frame.format.name} pixels ({error})") from error
+        assert isinstance(scaled, av.VideoFrame)
         return self._place(np.asarray(scaled.to_ndarray(), np.uint8))
 
     def _place(self, pixels: Pixels) -> Pixels:
