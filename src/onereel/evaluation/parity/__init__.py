@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onereel.core.config import nearest_name
@@ -19,19 +19,31 @@ from onereel.evaluation.parity.case import CaseResult, compare
 __all__ = ["CaseResult", "compare", "run_folder"]
 
 
+Runner = Callable[[Path], Iterator[CaseResult]]
+
+
+def find_runner(family: str) -> Runner | None:
+    """Find the function that runs a family's folders.
+
+    Args:
+        family: name of a module of this room.
+
+    Returns:
+        Its `run`, or None when there is no such module or it runs nothing.
+    """
+    if family not in {module.name for module in pkgutil.iter_modules(__path__)}:
+        return None
+    runner: Runner | None = getattr(importlib.import_module(f"{__name__}.{family}"), "run", None)
+    return runner
+
+
 def families() -> list[str]:
     """List the families that have a runner.
 
     Returns:
-        Module names that the index may give as `family`.
+        Names that an index may give as `family`.
     """
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return [name for name in names if _has_runner(name)]
-
-
-def _has_runner(name: str) -> bool:
-    source = Path(__path__[0], f"{name}.py").read_text(encoding="utf-8")
-    return "\ndef run(folder" in source
+    return [m.name for m in pkgutil.iter_modules(__path__) if find_runner(m.name)]
 
 
 def run_folder(folder: Path) -> Iterator[CaseResult]:
@@ -53,11 +65,10 @@ def run_folder(folder: Path) -> Iterator[CaseResult]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not a readable index ({error})") from error
     family = index.get("family") if isinstance(index, dict) else None
-    known = families()
-    if family not in known:
+    runner = find_runner(str(family))
+    if runner is None:
+        known = families()
         near = nearest_name(str(family), known)
         hint = f"did you mean '{near}'?" if near else None
         raise ConfigError(f"{path}: family", expected=f"one of {known}", got=family, hint=hint)
-    module = importlib.import_module(f"{__name__}.{family}")
-    results: Iterator[CaseResult] = module.run(folder)
-    return results
+    return runner(folder)

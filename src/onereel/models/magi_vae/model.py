@@ -11,32 +11,24 @@ Source: SandAI-org/MAGI-1 @6ff822e, inference/model/vae.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 
 from onereel.core.errors import ConfigError, ShapeError
 from onereel.models.magi_vae.blocks import Decoder, Encoder, VaeDims
+from onereel.models.magi_vae.pixels import from_uint8, latent_statistics
 from onereel.models.magi_vae.posterior import LatentPosterior
-from onereel.models.magi_vae.tiling import OfficialTiles, TileConfig, TilePlan
+from onereel.models.magi_vae.tiling import OfficialTiles, TileConfig
 
 IMAGE_FRAMES = 4  # a picture is repeated to this many frames, whatever the patch
 TILE_FRAMES = 12  # half a second at 24 fps, which is what the released VAE was used with
 LATENT_AXES = "[B, C, T, H, W]"
 Tiling = TileConfig | OfficialTiles
-
-
-@functools.cache
-def foreign_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give Wan 2.1's latent means and deviations, which converters left in MAGI-1 configs."""
-    parameters = inspect.signature(AutoencoderKLWan.__init__).parameters
-    return tuple(parameters["latents_mean"].default), tuple(parameters["latents_std"].default)
 
 
 class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -235,11 +227,11 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Encode in tiles; means blend linearly, variances with squared weights."""
         self._check(x, self.config.in_channels, "video")
         plan = tiling.encode_plan(self.factors)
-        if not plan.official:
+        if isinstance(tiling, TileConfig):
             self._check_multiples(x)
         with self.encoder.reuse_positions():
             tiles = [self._posterior(tile) for tile in plan.cut(x)]
-        counts = _counts(plan, x)
+        counts = plan.counts(x)
         mean = plan.assemble((tile.mean.float() for tile in tiles), counts)
         if not self.config.double_z:
             return LatentPosterior(mean, has_variance=False)
@@ -291,12 +283,12 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _tiled_video(self, z: torch.Tensor, as_image: bool, tiling: Tiling) -> torch.Tensor:
         """Decode in tiles and blend in float32."""
         plan = tiling.decode_plan(self.factors)
-        rule: Callable[[torch.Tensor], bool] = (
-            (lambda tile: tile.shape[2] == 1) if plan.official else (lambda tile: False)
-        )
         with self.decoder.reuse_positions():
-            tiles = (self._decode_tile(tile, rule(tile)).float() for tile in plan.cut(z))
-            video = plan.assemble(tiles, _counts(plan, z))
+            tiles = (
+                self._decode_tile(tile, plan.image_tiles and tile.shape[2] == 1).float()
+                for tile in plan.cut(z)
+            )
+            video = plan.assemble(tiles, plan.counts(z))
         return video[:, :, :1] if as_image else video
 
     def decode(
@@ -359,16 +351,6 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         video = self._decode_tile(latent, as_image=False)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give means and deviations, [1, z_dim, 1, 1, 1]."""
-        mean, std = self.config.latents_mean, self.config.latents_std
-        if mean and std and (tuple(mean), tuple(std)) == foreign_statistics():
-            mean = std = None  # numbers of another VAE; this one has none
-        size = self.config.z_dim
-        values = (mean or [0.0] * size, std or [1.0] * size)
-        first, second = (like.new_tensor(v).view(1, -1, 1, 1, 1) for v in values)
-        return first, second
-
     def normalize_latent(self, z: torch.Tensor) -> torch.Tensor:
         """Turn raw latents into what the transformer works on.
 
@@ -378,7 +360,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         Returns:
             (z - latents_mean) / latents_std * scaling_factor.
         """
-        mean, std = self._statistics(z)
+        mean, std = latent_statistics(self.config, z)
         return (z - mean) / std * float(self.config.scaling_factor)
 
     def denormalize_latent(self, x: torch.Tensor) -> torch.Tensor:
@@ -390,7 +372,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         Returns:
             The raw latent.
         """
-        mean, std = self._statistics(x)
+        mean, std = latent_statistics(self.config, x)
         return x / float(self.config.scaling_factor) * std + mean
 
     @torch.no_grad()
@@ -411,7 +393,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         video = video.to(self.device)
         if video.dtype == torch.uint8:
-            video = video.float() / 127.5 - 1
+            video = from_uint8(video)
         posterior = self._tiled_posterior(video.to(self.dtype), tiling or self.tiling)
         return self.normalize_latent(posterior.mode().float())
 
@@ -455,11 +437,6 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
                     got=size,
                     hint=f"use {max(factor, size // factor * factor)}",
                 )
-
-
-def _counts(plan: TilePlan, x: torch.Tensor) -> tuple[int, int, int]:
-    t, h, w = (len(spans) for spans in plan.spans(x))
-    return t, h, w
 
 
 def _check_config(config: dict[str, object]) -> tuple[int, int]:

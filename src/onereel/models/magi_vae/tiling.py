@@ -88,16 +88,21 @@ class TilePlan:
     Args:
         axes: time, rows, columns.
         chained: blend with the already blended neighbour instead of the raw one.
-        official: keep the official rule that a tile of one latent frame is an image.
+        image_tiles: treat a tile of one latent frame as a picture and return its first frame only.
     """
 
     axes: tuple[AxisTiles, AxisTiles, AxisTiles]
     chained: bool = True
-    official: bool = False
+    image_tiles: bool = False
 
     def spans(self, x: torch.Tensor) -> tuple[list[Span], list[Span], list[Span]]:
         """Cut a tensor [B, C, T, H, W] along its last three axes."""
         t, h, w = (axis.spans(n) for axis, n in zip(self.axes, x.shape[2:], strict=True))
+        return t, h, w
+
+    def counts(self, x: torch.Tensor) -> Factors:
+        """Count the tiles of a tensor [B, C, T, H, W] along its last three axes."""
+        t, h, w = (len(spans) for spans in self.spans(x))
         return t, h, w
 
     def cut(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -307,6 +312,8 @@ class OfficialTiles:
         spatial_overlap: fraction of a tile that overlaps the next, rows and columns.
         temporal_overlap: the same along time.
         spatial: False makes one tile of the whole picture.
+        keep_frames: keep all frames of a decoded tile of one latent frame; officially all but the
+            first are lost.
     """
 
     height: int = 256
@@ -315,6 +322,7 @@ class OfficialTiles:
     spatial_overlap: float = 0.25
     temporal_overlap: float = 0.0
     spatial: bool = True
+    keep_frames: bool = False
 
     def __post_init__(self) -> None:
         """Refuse overlaps that leave no stride."""
@@ -358,7 +366,11 @@ class OfficialTiles:
             _official_axis(name, size, overlap, factor, decode=decode)
             for name, size, overlap, factor in zip(_AXES, sizes, overlaps, factors, strict=True)
         ]
-        return TilePlan(axes=(axes[0], axes[1], axes[2]), chained=not decode, official=True)
+        return TilePlan(
+            axes=(axes[0], axes[1], axes[2]),
+            chained=not decode,
+            image_tiles=not self.keep_frames,
+        )
 
 
 def _official_axis(
