@@ -51,13 +51,15 @@ class ToyboxClips(Dataset[Clip]):
         held_out: bool = False,
         timeline_share: float = 0.0,
     ) -> None:
-        self.seed, self.num_frames = seed, num_frames
-        self.settings = {
-            "height": height,
-            "width": width,
-            "held_out": held_out,
-            "timeline_share": timeline_share,
-        }
+        self.seed = seed
+        self._draw = functools.partial(
+            sample_clip,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            held_out=held_out,
+            timeline_share=timeline_share,
+        )
 
     def clip_seed(self, index: int) -> int:
         """Give the world's seed of one clip, with which it can be rendered again."""
@@ -65,7 +67,7 @@ class ToyboxClips(Dataset[Clip]):
 
     def __getitem__(self, index: int) -> Clip:
         """Render clip `index`."""
-        return sample_clip(self.clip_seed(index), num_frames=self.num_frames, **self.settings)
+        return self._draw(self.clip_seed(index))
 
 
 class _From(Sampler[int]):

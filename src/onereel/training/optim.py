@@ -47,7 +47,8 @@ def split_parameters(
         if isinstance(child, nn.Embedding)
         for parameter in child.parameters(recurse=False)
     }
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -40,6 +40,7 @@ class ToyboxVaeRecipe:
         width: canvas width in pixels.
         frames: frames of a tile, as the pipeline encodes and decodes them.
         batch_size: tiles per step.
+        reuse: batches in a row that share their clips, each with another second of them.
         short_share: share of batches with 1, 4 or 8 frames instead.
         lr: AdamW's learning rate.
         matrix_lr: Muon's for the blocks' matrices; None gives them to AdamW.
@@ -47,6 +48,8 @@ class ToyboxVaeRecipe:
         l1: weight of the absolute error.
         l2: weight of the squared error.
         edge: weight of the absolute error of the spatial differences.
+        chroma: weight of the absolute error with the grey part taken off; without it all colours
+            fall onto one axis for a long time, because objects are few pixels.
         kl: weight of the mean KL divergence per latent element.
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 between frames.
@@ -60,7 +63,8 @@ class ToyboxVaeRecipe:
     height: int = 64
     width: int = 64
     frames: int = 12
-    batch_size: int = 24
+    batch_size: int = 8
+    reuse: int = 4
     short_share: float = 0.15
     lr: float = 1.5e-3
     matrix_lr: float | None = 1.5e-3
@@ -68,8 +72,9 @@ class ToyboxVaeRecipe:
     l1: float = 1.0
     l2: float = 1.0
     edge: float = 1.0
+    chroma: float = 3.0
     kl: float = 1e-5
-    object_weight: float = 4.0
+    object_weight: float = 16.0
     motion_weight: float = 4.0
     workers: int = 1
     validation_clips: int = 64
@@ -106,10 +111,11 @@ class VaeBatches:
         self.recipe = recipe
         self.clips = ToyboxClips(
             derive_seed(recipe.trainer.seed, "vae"),
-            num_frames=24,
+            num_frames=24 * recipe.reuse,
             height=recipe.height,
             width=recipe.width,
         )
+        self._rendered: tuple[int, list[np.ndarray]] | None = None
 
     def __getitem__(self, index: int) -> Tensor:
         """Render batch `index`: uint8, [B, F, H, W, 3]."""
@@ -118,12 +124,21 @@ class VaeBatches:
         frames = recipe.frames
         if rng.random() < recipe.short_share:
             frames = int(rng.choice([1, 4, 8]))
+        group, part = divmod(index, recipe.reuse)
         tiles = []
-        for item in range(recipe.batch_size):
-            video = self.clips[index * recipe.batch_size + item].video
-            start = int(rng.integers(0, len(video) - frames + 1))
+        for item, video in enumerate(self._group(group)):
+            second = (part + item) % recipe.reuse
+            start = 24 * second + int(rng.integers(0, 24 - frames + 1))
             tiles.append(video[start : start + frames])
         return torch.from_numpy(np.stack(tiles))
+
+    def _group(self, group: int) -> list[np.ndarray]:
+        """Render the clips that `reuse` batches in a row share, one second each."""
+        if self._rendered is None or self._rendered[0] != group:
+            first = group * self.recipe.batch_size
+            clips = [self.clips[first + i].video for i in range(self.recipe.batch_size)]
+            self._rendered = (group, clips)
+        return self._rendered[1]
 
 
 def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, count: int) -> Tensor:
@@ -139,13 +154,12 @@ def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, count: int) -> Tensor:
     """
     clips = ToyboxClips(
         derive_seed(recipe.trainer.seed, "vae-fixed", tag),
-        num_frames=24,
+        num_frames=48,
         height=recipe.height,
         width=recipe.width,
     )
-    tiles = [
-        clips[i].video[(i % 2) * recipe.frames : (i % 2 + 1) * recipe.frames] for i in range(count)
-    ]
+    starts = [(i % (48 // recipe.frames)) * recipe.frames for i in range(count)]
+    tiles = [clips[i].video[start : start + recipe.frames] for i, start in enumerate(starts)]
     return torch.from_numpy(np.stack(tiles))
 
 
@@ -216,6 +230,25 @@ def as_tiles(frames: Tensor) -> Tensor:
     return video.expand(-1, -1, 4, -1, -1) if video.shape[2] == 1 else video
 
 
+@torch.no_grad()
+def latent_statistics(vae: AutoencoderKLMagi1, frames: Tensor) -> tuple[list[float], list[float]]:
+    """Measure every latent channel's mean and standard deviation.
+
+    Args:
+        vae: the VAE.
+        frames: uint8, [N, F, H, W, 3].
+
+    Returns:
+        Two lists of z_dim numbers.
+    """
+    latents = [
+        vae.encode(as_tiles(part).to(vae.device)).latent_dist.mode().float()
+        for part in torch.split(frames, 64)
+    ]
+    values = torch.cat(latents).transpose(0, 1).flatten(1).double()  # [C, everything]
+    return values.mean(1).tolist(), values.std(1).tolist()
+
+
 class VaeMethod(Method):
     """Trains a VAE to reconstruct tiles.
 
@@ -262,6 +295,7 @@ class VaeMethod(Method):
             "l1": (error.abs() * weights).mean(),
             "l2": (error.square() * weights).mean(),
             "edge": edge_error(error, weights),
+            "chroma": ((error - error.mean(1, keepdim=True)).abs() * weights).mean(),
             "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
         }
         loss = sum(getattr(recipe, name) * value for name, value in parts.items())
@@ -310,28 +344,16 @@ class VaeMethod(Method):
         Args:
             folder: the diffusers folder; the sheet is `sheet.png` in its parent.
         """
-        mean, std = self.latent_statistics()
-        exported = AutoencoderKLMagi1.from_config(
-            dict(self.vae.config)
-            | {"latents_mean": mean, "latents_std": std, "scaling_factor": 1.0}
-        )
-        exported.load_state_dict(self.vae.state_dict())
-        exported.to(torch.bfloat16).save_pretrained(folder)
+        exported = AutoencoderKLMagi1.from_config(dict(self.vae.config))
+        # Rounded first, measured then: the statistics are those of the weights that users load.
+        rounded = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
+        exported.load_state_dict(rounded)
+        mean, std = latent_statistics(exported.to(self.vae.device), self.stats_tiles)
+        exported.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
+        for parameter in exported.parameters():
+            parameter.data = parameter.data.bfloat16()
+        exported.save_pretrained(folder)
         self.sheet(folder.parent / "sheet.png")
-
-    @torch.no_grad()
-    def latent_statistics(self) -> tuple[list[float], list[float]]:
-        """Measure every latent channel's mean and standard deviation.
-
-        Returns:
-            Two lists of z_dim numbers.
-        """
-        latents = [
-            self.vae.encode(as_tiles(tiles).to(self.vae.device)).latent_dist.mode().float()
-            for tiles in self.stats_tiles.split(64)
-        ]
-        values = torch.cat(latents).transpose(0, 1).flatten(1).double()  # [C, everything]
-        return values.mean(1).tolist(), values.std(1).tolist()
 
     def sheet(self, path: Path, *, clips: int = 8, scale: int = 3) -> None:
         """Write originals above reconstructions; per clip its first, middle and last frame.
@@ -352,12 +374,14 @@ class VaeMethod(Method):
         pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
         image = Image.fromarray(pixels)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.resize((image.width * scale, image.height * scale), Image.NEAREST).save(path)
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(
+            path
+        )
 
     @torch.no_grad()
     def _reconstructed(self, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (video, reconstruction) in small batches, [B, 3, F, H, W], pixels clamped."""
-        for part in tiles.split(16):
+        for part in torch.split(tiles, 16):
             video = as_tiles(part).to(self.vae.device)
             latent = self.vae.encode(video).latent_dist.mode()
             yield video, self.vae.decode(latent).sample.float().clamp(-1, 1)

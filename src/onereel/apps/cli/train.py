@@ -1,0 +1,142 @@
+"""`onereel train`: run a training recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onereel.core.errors import ConfigError, OneReelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from onereel.training.engine import Method, TrainerConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="name of the recipe; none lists them")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one setting")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run [runs/RECIPE]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print sizes and settings, train nothing")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="end gracefully after this time")
+    ] = None,
+) -> None:
+    """Train a model with a recipe; the weights end up in OUT/export."""
+    try:
+        code = _run(recipe, set_ or [], config, out, resume=resume, dry_run=dry_run,
+                    max_minutes=max_minutes)  # fmt: skip
+    except OneReelError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    raise typer.Exit(code)
+
+
+def _run(
+    name: str | None,
+    settings: list[str],
+    config: Path | None,
+    out: Path | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+    max_minutes: float | None,
+) -> int:
+    # Imported late: `--help` must not wait for torch.
+    from onereel.training.engine import Trainer
+    from onereel.training.recipes import RECIPES, load_recipe
+
+    if name is None:
+        for key, (_, text) in RECIPES.items():
+            typer.echo(f"{key:16} {text}")
+        return 0
+    overrides = parse_settings(settings)
+    if max_minutes is not None:
+        overrides["trainer.max_minutes"] = max_minutes
+    recipe = load_recipe(name, overrides, file=config)
+    method, stream = recipe.build()
+    if dry_run:
+        typer.echo(json.dumps({"recipe": name, **describe(method, recipe.trainer)}, indent=2))
+        return 0
+    folder = out or Path("runs") / name
+    result = Trainer(method, stream, recipe.trainer, out=folder).fit(resume=resume)
+    summary = {
+        "reason": result.reason,
+        "steps": result.progress.step,
+        "seconds": round(result.progress.seconds, 1),
+        "skipped": result.progress.skipped,
+        "checkpoint": str(result.checkpoint),
+        "export": str(folder / "export"),
+        **result.metrics,
+    }
+    typer.echo(json.dumps(summary))
+    return 130 if result.reason == "interrupted" else 0
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` texts.
+
+    Args:
+        settings: the texts.
+
+    Returns:
+        Texts by key; the recipe gives them their types.
+
+    Raises:
+        ConfigError: a text has no `=`.
+    """
+    pairs: dict[str, Any] = {}
+    for text in settings:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError("--set", expected="KEY=VALUE", got=text)
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def describe(method: Method, config: TrainerConfig) -> dict[str, Any]:
+    """Say how large a run is.
+
+    Args:
+        method: what would be trained.
+        config: settings of the loop.
+
+    Returns:
+        Parameters per network, bytes for weights, gradients, optimizers and averages (without
+        activations), and the limits of the run.
+    """
+    networks = {name: _count(network) for name, network in method.networks.items()}
+    trained = sum(size["trained"] for size in networks.values())
+    averaged = sum(networks[name]["trained"] for name in method.ema_names)
+    total = sum(size["parameters"] for size in networks.values())
+    # 4 bytes each: weights, gradients, AdamW's two moments (Muon keeps one), the average.
+    estimate = 4 * (total + 3 * trained + (averaged if config.ema_decay > 0 else 0))
+    return {
+        "networks": networks,
+        "memory_mib_without_activations": round(estimate / 2**20, 1),
+        "max_steps": config.max_steps,
+        "max_minutes": config.max_minutes,
+        "schedule": config.schedule,
+    }
+
+
+def _count(network: nn.Module) -> dict[str, int]:
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return {
+        "parameters": sum(size for size, _ in sizes),
+        "trained": sum(size for size, needed in sizes if needed),
+    }

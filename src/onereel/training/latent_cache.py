@@ -1,0 +1,392 @@
+"""Latents and captions of many clips, stored once and read at random.
+
+    python -m onereel.training.latent_cache --vae DIR --out DIR --clips 8000 --workers 2
+
+A cache is a folder of shards: `shard-00000.safetensors` with the latents and `shard-00000.json`
+with captions and seeds, the latter written last. A shard that is complete is not made again, so
+the command can be stopped and repeated; a reader sees complete shards only and may run meanwhile.
+
+Every chunk of 24 frames is encoded as the pipeline decodes it, in tiles of 12 frames; beside it
+lies the latent of its first frame encoded as an image (repeated to 4 frames), for image-to-video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from onereel.core.config import from_mapping
+from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.seeds import derive_seed
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.training.checkpoint import write_atomically
+from onereel.training.data import ToyboxClips, shuffled_index, to_video
+
+CHUNK_FRAMES = 24
+TILE_FRAMES = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """What a cache holds; stored in its `cache.json`.
+
+    Args:
+        vae: folder of the VAE.
+        seed: seed of the stream of clips.
+        height: canvas height in pixels.
+        width: canvas width in pixels.
+        min_chunks: fewest chunks of a clip.
+        max_chunks: most chunks of a clip.
+        timeline_share: share of clips whose prompt changes on the way.
+        shard_size: clips per shard.
+    """
+
+    vae: str
+    seed: int = 0
+    height: int = 64
+    width: int = 64
+    min_chunks: int = 4
+    max_chunks: int = 10
+    timeline_share: float = 0.25
+    shard_size: int = 64
+
+    def num_chunks(self, index: int) -> int:
+        """Give the number of chunks of one clip."""
+        rng = np.random.default_rng(derive_seed(self.seed, "chunks", index))
+        return int(rng.integers(self.min_chunks, self.max_chunks + 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedClip:
+    """One clip of a cache.
+
+    Args:
+        latent: normalised, [C, T, h, w] with 6 latent frames per chunk.
+        images: first frame of every chunk encoded as an image, normalised, [C, N, h, w].
+        captions: one per chunk.
+        seed: the world's seed, with which the clip can be rendered again.
+    """
+
+    latent: Tensor
+    images: Tensor
+    captions: tuple[str, ...]
+    seed: int
+
+
+@torch.no_grad()
+def encode_chunks(vae: AutoencoderKLMagi1, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode whole chunks, and the first frame of each as an image.
+
+    Args:
+        vae: the VAE, with its latents' statistics.
+        video: uint8, [N, 24, H, W, 3], one row per chunk.
+
+    Returns:
+        Normalised posterior means: [N, C, 6, h, w] and [N, C, 1, h, w], float32.
+    """
+    tiles = rearrange(video, "n (k f) h w c -> (n k) f h w c", f=TILE_FRAMES)
+    latent = _encode(vae, to_video(tiles))
+    images = _encode(vae, to_video(video[:, :1]).expand(-1, -1, 4, -1, -1))
+    return rearrange(
+        latent, "(n k) c t h w -> n c (k t) h w", k=video.shape[1] // TILE_FRAMES
+    ), images
+
+
+def _encode(vae: AutoencoderKLMagi1, video: Tensor) -> Tensor:
+    latents = []
+    for part in torch.split(video, 64):
+        part = part.to(vae.device)
+        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+            mean = vae.encode(part).latent_dist.mode()
+        latents.append(vae.normalize_latent(mean.float()).cpu())
+    return torch.cat(latents)
+
+
+def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, folder: Path, shard: int) -> int:
+    """Render, encode and store the clips of one shard.
+
+    Args:
+        vae: the VAE.
+        config: what the cache holds.
+        folder: the cache's folder.
+        shard: number of the shard.
+
+    Returns:
+        The number of clips.
+    """
+    tensors: dict[str, Tensor] = {}
+    entries: list[dict[str, Any]] = []
+    first = shard * config.shard_size
+    for start in range(first, first + config.shard_size, 8):
+        clips = [
+            (index, _render(config, index))
+            for index in range(start, min(start + 8, first + config.shard_size))
+        ]
+        chunks = torch.cat([torch.from_numpy(video) for _, (video, _, _) in clips])
+        latent, images = encode_chunks(vae, chunks)
+        sizes = [len(video) for _, (video, _, _) in clips]
+        for (index, (_, captions, seed)), z, z_image in zip(
+            clips, torch.split(latent, sizes), torch.split(images, sizes), strict=True
+        ):
+            tensors[f"{index}.latent"] = rearrange(z, "n c t h w -> c (n t) h w").half()
+            tensors[f"{index}.images"] = rearrange(z_image, "n c 1 h w -> c n h w").half()
+            entries.append({"index": index, "seed": seed, "captions": captions})
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(_weights_file(folder, shard), lambda file: file.write(save(tensors)))
+    text = json.dumps(entries).encode()
+    write_atomically(_entries_file(folder, shard), lambda file: file.write(text))
+    return len(entries)
+
+
+def _render(config: CacheConfig, index: int) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Render one clip as chunks: uint8 [N, 24, H, W, 3], captions, the world's seed."""
+    clips = ToyboxClips(
+        config.seed,
+        num_frames=config.num_chunks(index) * CHUNK_FRAMES,
+        height=config.height,
+        width=config.width,
+        timeline_share=config.timeline_share,
+    )
+    clip = clips[index]
+    video = np.asarray(clip.video).reshape(-1, CHUNK_FRAMES, config.height, config.width, 3)
+    return video, tuple(clip.captions), clips.clip_seed(index)
+
+
+def _weights_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def _entries_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.json"
+
+
+_worker_vae: AutoencoderKLMagi1 | None = None
+
+
+def _start_worker(vae_folder: str) -> None:
+    global _worker_vae
+    torch.set_num_threads(1)
+    _worker_vae = AutoencoderKLMagi1.from_pretrained(vae_folder).eval()
+
+
+def _work(config: CacheConfig, folder: Path, shard: int) -> int:
+    assert _worker_vae is not None
+    return write_shard(_worker_vae, config, folder, shard)
+
+
+def build_cache(
+    config: CacheConfig, folder: str | Path, *, clips: int, workers: int = 1
+) -> Iterator[tuple[int, int]]:
+    """Write the shards that are missing until the cache holds `clips` clips.
+
+    Args:
+        config: what the cache holds.
+        folder: the cache's folder; created when missing.
+        clips: number of clips, rounded up to whole shards.
+        workers: processes that render and encode, one thread each.
+
+    Yields:
+        After every shard: clips stored by now, clips wanted.
+
+    Raises:
+        ConfigError: the folder holds a cache with other settings.
+    """
+    folder = Path(folder)
+    _claim(config, folder)
+    shards = -(-clips // config.shard_size)
+    missing = [shard for shard in range(shards) if not _entries_file(folder, shard).is_file()]
+    done = (shards - len(missing)) * config.shard_size
+    yield done, shards * config.shard_size
+    with concurrent.futures.ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(config.vae,),
+    ) as pool:
+        jobs = [pool.submit(_work, config, folder, shard) for shard in missing]
+        for job in concurrent.futures.as_completed(jobs):
+            done += job.result()
+            yield done, shards * config.shard_size
+
+
+def _claim(config: CacheConfig, folder: Path) -> None:
+    """Write `cache.json`, or check that the one there is the same."""
+    path = folder / "cache.json"
+    if not path.is_file():
+        text = json.dumps(asdict(config), indent=2).encode()
+        write_atomically(path, lambda file: file.write(text))
+    stored = read_config(folder)
+    if stored != config:
+        raise ConfigError(str(path), expected=str(stored), got=config, hint="use another folder")
+
+
+def read_config(folder: str | Path) -> CacheConfig:
+    """Read what a cache holds.
+
+    Args:
+        folder: the cache's folder.
+
+    Returns:
+        Its settings.
+
+    Raises:
+        CheckpointError: the folder holds no cache.
+    """
+    path = Path(folder) / "cache.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no latent cache",
+            hint="make one with python -m onereel.training.latent_cache",
+        )
+    return from_mapping(CacheConfig, json.loads(path.read_text("utf-8")), str(path))
+
+
+class LatentCache:
+    """Reads a cache by memory map, in any order.
+
+    Args:
+        folder: the cache's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = read_config(folder)
+        self.entries: list[dict[str, Any]] = []
+        self._shards: list[int] = []
+        self._open: dict[tuple[int, int], Any] = {}
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Look for shards that were completed meanwhile.
+
+        Returns:
+            The number of clips.
+        """
+        for path in sorted(self.folder.glob("shard-*.json")):
+            shard = int(path.stem.removeprefix("shard-"))
+            if shard not in self._shards:
+                self._shards.append(shard)
+                self.entries += json.loads(path.read_text("utf-8"))
+        return len(self.entries)
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return len(self.entries)
+
+    def num_chunks(self, item: int) -> int:
+        """Give the number of chunks of clip `item`."""
+        return len(self.entries[item]["captions"])
+
+    def __getitem__(self, item: int) -> CachedClip:
+        """Read clip `item`."""
+        entry = self.entries[item]
+        index = entry["index"]
+        file = self._file(index // self.config.shard_size)
+        return CachedClip(
+            latent=file.get_tensor(f"{index}.latent"),
+            images=file.get_tensor(f"{index}.images"),
+            captions=tuple(entry["captions"]),
+            seed=entry["seed"],
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files out, so that workers open their own."""
+        return self.__dict__ | {"_open": {}}
+
+    def _file(self, shard: int) -> Any:
+        # Keyed by process: a forked worker must not share the parent's handle.
+        key = (os.getpid(), shard)
+        if key not in self._open:
+            self._open[key] = safe_open(_weights_file(self.folder, shard), "pt")
+        return self._open[key]
+
+
+class LatentBatches:
+    """Batches of equally long pieces of a cache; batch i depends on the arguments and i only.
+
+    Clips too short for `num_chunks` are left out; every epoch holds each other clip once, in a
+    new order and from a new random chunk on.
+
+    Args:
+        cache: the cache, as it is now: later shards are not seen.
+        batch_size: pieces per batch.
+        num_chunks: chunks per piece.
+        seed: seed of the order.
+    """
+
+    def __init__(
+        self, cache: LatentCache, *, batch_size: int, num_chunks: int, seed: int = 0
+    ) -> None:
+        self.cache, self.batch_size, self.num_chunks = cache, batch_size, num_chunks
+        self.seed = seed
+        self.items = [i for i in range(len(cache)) if cache.num_chunks(i) >= num_chunks]
+        if not self.items:
+            raise ConfigError(
+                "num_chunks", expected="clips that are long enough", got=num_chunks,
+                hint=f"the cache holds {len(cache)} clips of at most "
+                f"{cache.config.max_chunks} chunks",
+            )  # fmt: skip
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read batch `index`.
+
+        Returns:
+            `latent` [B, C, 6 * num_chunks, h, w] and `image`, the piece's first frame encoded as
+            an image, [B, C, 1, h, w], both float32; `captions`, a list of tuples, one text per
+            chunk.
+        """
+        latents, images, captions = [], [], []
+        for place in range(index * self.batch_size, (index + 1) * self.batch_size):
+            item = self.items[shuffled_index(place, len(self.items), self.seed)]
+            clip = self.cache[item]
+            rng = np.random.default_rng(derive_seed(self.seed, "offset", place))
+            start = int(rng.integers(0, len(clip.captions) - self.num_chunks + 1))
+            stop = start + self.num_chunks
+            latents.append(clip.latent[:, 6 * start : 6 * stop])
+            images.append(clip.images[:, start : start + 1])
+            captions.append(clip.captions[start:stop])
+        return {
+            "latent": torch.stack(latents).float(),
+            "image": torch.stack(images).float(),
+            "captions": captions,
+        }
+
+
+def main() -> None:
+    """Build a cache from the command line, with progress on stderr."""
+    parser = argparse.ArgumentParser(description="Store latents and captions of clips.")
+    parser.add_argument("--vae", required=True, help="folder of the VAE")
+    parser.add_argument("--out", required=True, help="folder of the cache")
+    parser.add_argument("--clips", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1)
+    for name in ("seed", "height", "width", "min_chunks", "max_chunks", "shard_size"):
+        default = CacheConfig.__dataclass_fields__[name].default
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--timeline-share", type=float, default=0.25)
+    values = vars(parser.parse_args())
+    out, clips, workers = (values.pop(name) for name in ("out", "clips", "workers"))
+    started, before = time.monotonic(), None
+    for done, wanted in build_cache(CacheConfig(**values), out, clips=clips, workers=workers):
+        before = done if before is None else before
+        rate = (done - before) / (time.monotonic() - started)
+        sys.stderr.write(f"{done}/{wanted} clips, {rate:.2f} clips/s\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The latent cache: what is read is what was encoded; it can be interrupted and repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onereel.core.errors import CheckpointError, ConfigError
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.training.data import to_video
+from onereel.training.latent_cache import (
+    CacheConfig,
+    LatentBatches,
+    LatentCache,
+    build_cache,
+    encode_chunks,
+    write_shard,
+)
+from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
+from onereel.world import sample_clip
+
+
+@pytest.fixture
+def vae(tiny_recipe: ToyboxVaeRecipe, tmp_path: Path) -> AutoencoderKLMagi1:
+    """An untrained VAE with its statistics, saved in `vae`."""
+    VaeMethod(tiny_recipe).export(tmp_path / "vae")
+    return AutoencoderKLMagi1.from_pretrained(tmp_path / "vae", torch_dtype=torch.float32).eval()
+
+
+def _config(tmp_path: Path, **changes: object) -> CacheConfig:
+    values = {"vae": str(tmp_path / "vae"), "height": 32, "width": 32, "min_chunks": 1,
+              "max_chunks": 3, "shard_size": 6, "timeline_share": 0.5}  # fmt: skip
+    return CacheConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_what_is_read_is_what_was_encoded(vae: AutoencoderKLMagi1, tmp_path: Path) -> None:
+    config, folder = _config(tmp_path), tmp_path / "cache"
+    stages = list(build_cache(config, folder, clips=6, workers=1))
+    assert stages == [(0, 6), (6, 6)]
+    assert list(build_cache(config, folder, clips=6)) == [(6, 6)]
+    cache = LatentCache(folder)
+    clip = cache[4]
+    chunks = config.num_chunks(4)
+    assert len(clip.captions) == cache.num_chunks(4) == chunks
+    truth = sample_clip(clip.seed, num_frames=24 * chunks, height=32, width=32, timeline_share=0.5)
+    assert tuple(truth.captions) == clip.captions
+    video = torch.from_numpy(np.asarray(truth.video))
+    tiles = to_video(video.unflatten(0, (-1, 12)))
+    images = to_video(video[::24, None]).expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        for stored, pixels in ((clip.latent, tiles), (clip.images, images)):
+            mean = vae.normalize_latent(vae.encode(pixels).latent_dist.mode())
+            expected = mean.transpose(0, 1).flatten(1, 2)  # [C, T, h, w]
+            assert stored.shape == expected.shape
+            assert (stored.float() - expected).abs().mean() < 0.02
+
+
+def test_other_settings_are_refused_and_a_missing_cache_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    next(build_cache(_config(tmp_path), folder, clips=6))
+    with pytest.raises(ConfigError, match="another folder"):
+        next(build_cache(_config(tmp_path, seed=1), folder, clips=6))
+    with pytest.raises(CheckpointError, match="no latent cache"):
+        LatentCache(tmp_path / "nothing")
+
+
+def test_batches_are_deterministic_and_images_start_their_piece(
+    vae: AutoencoderKLMagi1, tmp_path: Path
+) -> None:
+    config, folder = _config(tmp_path, max_chunks=2), tmp_path / "cache"
+    next(build_cache(config, folder, clips=6))
+    cache = LatentCache(folder)
+    assert len(cache) == 0
+    with pytest.raises(ConfigError, match="num_chunks"):
+        LatentBatches(cache, batch_size=2, num_chunks=1)
+    write_shard(vae, config, folder, 0)
+    assert cache.refresh() == len(cache) == 6
+    batches = LatentBatches(cache, batch_size=4, num_chunks=1, seed=3)
+    copied = pickle.loads(pickle.dumps(batches))
+    first = batches[5]
+    assert torch.equal(first["latent"], copied[5]["latent"])
+    assert first["latent"].shape == (4, 12, 6, 4, 4) and first["image"].shape == (4, 12, 1, 4, 4)
+    pool = [(cache[i], k) for i in range(6) for k in range(cache.num_chunks(i))]
+    for row in range(4):
+        matches = [
+            torch.equal(first["image"][row, :, 0], clip.images[:, k].float())
+            for clip, k in pool
+            if torch.equal(first["latent"][row], clip.latent[:, 6 * k : 6 * k + 6].float())
+        ]
+        assert matches and any(matches)
+    long = LatentBatches(cache, batch_size=2, num_chunks=2)
+    assert all(cache.num_chunks(item) == 2 for item in long.items)
+
+
+def test_chunks_do_not_see_each_other(vae: AutoencoderKLMagi1) -> None:
+    video = torch.randint(0, 256, (2, 24, 32, 32, 3), dtype=torch.uint8)
+    latent, images = encode_chunks(vae, video)
+    assert latent.shape == (2, 12, 6, 4, 4) and images.shape == (2, 12, 1, 4, 4)
+    changed = video.clone()
+    changed[1, 12:] = 0
+    again, _ = encode_chunks(vae, changed)
+    assert torch.equal(latent[0], again[0])
+    assert torch.equal(latent[1, :, :3], again[1, :, :3])
+    assert not torch.equal(latent[1, :, 3:], again[1, :, 3:])
+
+
+def test_settings_draw_lengths_within_bounds() -> None:
+    config = CacheConfig(vae="x")
+    lengths = {config.num_chunks(i) for i in range(200)}
+    assert lengths == set(range(4, 11))
+    assert dataclasses.replace(config, seed=1).num_chunks(0) in lengths

@@ -1,0 +1,75 @@
+"""The VAE recipe: losses, statistics, three real steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.training.engine import Trainer
+from onereel.training.vae import (
+    ToyboxVaeRecipe,
+    VaeMethod,
+    as_tiles,
+    edge_error,
+    pixel_weights,
+    psnr,
+    saturation,
+)
+
+
+def test_three_steps_export_and_normalised_latents(
+    tiny_recipe: ToyboxVaeRecipe, tmp_path: Path
+) -> None:
+    method, stream = tiny_recipe.build()
+    assert isinstance(method, VaeMethod)
+    result = Trainer(method, stream, tiny_recipe.trainer, out=tmp_path, quiet=True).fit()
+    assert result.progress.step == 3 and result.progress.skipped == 0
+    assert {"val_psnr", "val_psnr_object", "val_flicker"} == set(result.metrics)
+    losses = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[0]["loss"] > 0 and losses[0]["kl"] >= 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (3 * 4 * 3 * 32, 3 * 2 * 32)
+
+    vae = AutoencoderKLMagi1.from_pretrained(tmp_path / "export", torch_dtype=torch.float32).eval()
+    assert vae.config.scaling_factor == 1.0
+    with torch.no_grad():
+        latent = vae.encode(as_tiles(method.stats_tiles)).latent_dist.mode()
+        unit = vae.normalize_latent(latent)
+    assert unit.mean((0, 2, 3, 4)).abs().max() < 0.05
+    assert (unit.std((0, 2, 3, 4)) - 1).abs().max() < 0.05
+
+
+def test_single_frames_become_one_latent_frame(tiny_recipe: ToyboxVaeRecipe) -> None:
+    method = VaeMethod(tiny_recipe)
+    frames = torch.zeros(2, 1, 32, 32, 3, dtype=torch.uint8)
+    assert as_tiles(frames).shape == (2, 3, 4, 32, 32)
+    assert method.vae.encode(as_tiles(frames)).latent_dist.mode().shape[2] == 1
+
+
+def test_weights_stress_saturated_and_moving_pixels_and_average_to_one() -> None:
+    video = torch.zeros(1, 3, 4, 6, 6)
+    video[:, 0, :, 1, 1] = 1.0  # a still red pixel
+    video[:, :, 2:, 4, 4] = 0.5  # a grey one that appears
+    assert saturation(video)[0, 0, 0, 1, 1] == 0.5
+    weights = pixel_weights(video, object_weight=4.0, motion_weight=4.0)
+    assert weights.mean() == pytest.approx(1.0)
+    plain = weights[0, 0, 0, 0, 0]
+    assert weights[0, 0, 0, 1, 1] / plain == pytest.approx(3.0)
+    assert [round(float(w / plain), 4) for w in weights[0, 0, :, 4, 4]] == [1.0, 3.0, 3.0, 1.0]
+
+
+def test_edge_error_is_blind_to_a_shift_of_brightness_and_sees_a_blur() -> None:
+    weights = torch.ones(1, 1, 1, 4, 4)
+    assert edge_error(torch.full((1, 3, 1, 4, 4), 0.3), weights) == 0
+    error = torch.zeros(1, 3, 1, 4, 4)
+    error[..., 2:] = 1.0
+    assert edge_error(error, weights) == pytest.approx(1 / 3)
+
+
+def test_psnr_of_the_full_range() -> None:
+    assert psnr(4.0) == pytest.approx(0.0) and psnr(0.004) == pytest.approx(30.0)
