@@ -26,7 +26,7 @@ from onereel.samplers.guidance import (
 )
 from onereel.samplers.plan import ChunkCall, ChunkSampleConfig, num_stages, plan_calls
 
-StepCallback = Callable[[ChunkCall, torch.Tensor], None]
+StepCallback = Callable[[ChunkCall, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,8 @@ class ChunkEngine:
         task: what to generate.
         runtime: how guidance passes are run.
         device: where latents are held and updated.
-        on_step: called after every step with the call and the updated window.
+        on_step: called after every step with the call and the updated window; a tensor that it
+            returns takes the window's place.
         on_velocity: called before every update with the call and the velocity, for tests.
 
     Raises:
@@ -105,22 +106,27 @@ class ChunkEngine:
         self.runtime = runtime or GuidanceRuntime()
         self.device = torch.device(device)
         self.on_step, self.on_velocity = on_step, on_velocity
+        if task.prefix is not None:
+            channels, height, width = task.latent_shape
+            wanted = (1, channels, height, width)
+            shape = tuple(task.prefix.shape)
+            if len(shape) != 5 or shape[:2] + shape[3:] != wanted:
+                raise ShapeError(
+                    "prefix", expected=f"[1, {channels}, T, {height}, {width}]", got=shape
+                )
         self.num_prefix_chunks = task.prefix_frames // config.chunk_width
         if task.num_chunks <= self.num_prefix_chunks:
             raise ConfigError(
                 "num_chunks", expected=f"more than {self.num_prefix_chunks} given chunks",
                 got=task.num_chunks,
             )
-        if task.prefix is not None:
-            channels, height, width = task.latent_shape
-            wanted = (1, channels, task.prefix_frames, height, width)
-            if tuple(task.prefix.shape) != wanted:
-                raise ShapeError("prefix", expected=str(wanted), got=tuple(task.prefix.shape))
+        self.stopped = False
         self.stage = 0
         self.latents: dict[int, torch.Tensor] = {}
         self.cache: KeyValues | None = None
         self.cache_start = 0
         self._cached_chunks = 0
+        self._within_stage = False
 
     @property
     def num_stages(self) -> int:
@@ -140,9 +146,15 @@ class ChunkEngine:
 
         Yields:
             Chunks in order, as soon as they are clean.
+
+        Raises:
+            ConfigError: an earlier run was broken off within a stage.
         """
+        self._check_between_stages()
         if self.stage == 0 and self.num_prefix_chunks and self.cache is None:
+            self._within_stage = True
             self._encode_prefix()
+            self._within_stage = False
         calls = plan_calls(
             self.config,
             num_chunks=self.task.num_chunks,
@@ -150,12 +162,30 @@ class ChunkEngine:
             first_stage=self.stage,
         )
         for call in calls:
+            if self.stopped:
+                return
+            self._within_stage = True
             self._step(call)
             if call.step_in_stage == self.config.steps_per_stage - 1:
                 self.stage = call.stage + 1
                 self.latents = {c: x for c, x in self.latents.items() if c >= call.chunks[0]}
+                self._within_stage = False
             if call.finished is not None:
                 yield self._finish(call.finished)
+
+    def stop(self) -> None:
+        """End `run` after the step in progress; chunks that are not clean by then are lost."""
+        self.stopped = True
+
+    def _check_between_stages(self) -> None:
+        """Refuse to go on from, or save, latents of which some have made a step and others not."""
+        if self._within_stage:
+            raise ConfigError(
+                "engine",
+                expected="a run that ended with a finished chunk",
+                got="one broken off within a stage",
+                hint="make a new engine and load the state saved after the last chunk",
+            )
 
     def _step(self, call: ChunkCall) -> None:
         """Run one step and update the latents in flight."""
@@ -180,7 +210,11 @@ class ChunkEngine:
             self.latents[chunk] = start + part * (after[slot] - now[slot])
         self._forget(call.keep_from)
         if self.on_step is not None:
-            self.on_step(call, torch.cat([self.latents[c] for c in call.chunks], dim=2))
+            window = torch.cat([self.latents[c] for c in call.chunks], dim=2)
+            changed = self.on_step(call, window)
+            if changed is not None:
+                parts = changed.to(self.device, torch.float32).split(width, dim=2)
+                self.latents.update(zip(call.chunks, parts, strict=True))
 
     def _inputs(self, call: ChunkCall) -> CallInputs:
         """Gather the tensors of a step; new chunks start from their noise."""
@@ -251,7 +285,7 @@ class ChunkEngine:
         )
         for chunk in range(self.cache_start, self.num_prefix_chunks):
             inputs = CallInputs(
-                self._paste_prefix(chunk, self._noise(chunk)),
+                self._given_chunk(chunk),
                 torch.full((1, 1), self.config.clean_t, device=self.device),
                 ((max(0, chunk + 1 - visible), chunk + 1),),
                 (self.task.null_caption,),
@@ -265,6 +299,15 @@ class ChunkEngine:
             )
             assert kept is not None
             self._remember(kept)
+            if ranges:  # what neither the next given chunk nor the first new one looks at
+                self._forget(chunk + 2 - max(visible, *ranges))
+
+    def _given_chunk(self, chunk: int) -> torch.Tensor:
+        """Return a chunk of the prefix that is given whole."""
+        assert self.task.prefix is not None
+        start = chunk * self.config.chunk_width
+        given = self.task.prefix[:, :, start : start + self.config.chunk_width]
+        return given.to(self.device, torch.float32)
 
     def _past(self, slice_point: int) -> KeyValues | None:
         """Return the cached keys of the chunks right before a call."""
@@ -279,7 +322,8 @@ class ChunkEngine:
     def _remember(self, kept: KeyValues) -> None:
         """Append one clean chunk's keys and values."""
         if self.cache is None:
-            self.cache = kept
+            # A copy, because these are views of the keys of the whole call.
+            self.cache = tuple((key.clone(), value.clone()) for key, value in kept)
         else:
             self.cache = tuple(
                 (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
@@ -302,7 +346,11 @@ class ChunkEngine:
 
         Returns:
             Tensors by name, ready for safetensors.
+
+        Raises:
+            ConfigError: the last run was broken off within a stage.
         """
+        self._check_between_stages()
         state = {f"latent.{c}": x.contiguous() for c, x in self.latents.items()}
         numbers = (self.stage, self.cache_start, self._cached_chunks)
         state["position"] = torch.tensor(numbers, dtype=torch.int64)
@@ -327,3 +375,4 @@ class ChunkEngine:
             (state[f"key.{i}"].to(self.device), state[f"value.{i}"].to(self.device))
             for i in range(layers)
         ) or None
+        self._within_stage = False

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from onereel.core.errors import ShapeError
 from onereel.samplers.plan import ChunkCall
 
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -89,8 +90,15 @@ def stack_text(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 
     Returns:
         Tokens [len(rows), S, K], and the mask [len(rows), S], or None where all are visible.
+
+    Raises:
+        ShapeError: a row has no token; attention over nothing has no value.
     """
     lengths = [row.shape[0] for row in rows]
+    if not min(lengths):
+        raise ShapeError(
+            "text", expected="at least one token per chunk", got=0, hint="use the null caption"
+        )
     longest = max(lengths)
     text = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     if min(lengths) == longest:
@@ -156,18 +164,23 @@ def guided_velocity(
     null_rows = [inputs.null] * len(inputs.cond)
     skip = runtime.skip_zero_weights
     need_text = not skip or any(text != 0 for _, text in call.weights)
+    need_prev = lead > 0 or not need_text or any(prev != text for prev, text in call.weights)
+    need_prev = need_prev or not skip
     alone = [i for i, (prev, _) in enumerate(call.weights) if not skip or prev != 1]
-    if need_text and runtime.batch_passes:
+    if need_text and need_prev and runtime.batch_passes:
         both, kept = run_pass(
             model, call, inputs, texts=[inputs.cond, null_rows], dropped=[False, True]
         )
         with_text, with_prev = both[:1], both[1:]
         kept = kept and tuple((k[1:], v[1:]) for k, v in kept)
     else:
-        with_prev, kept = run_pass(model, call, inputs, texts=[null_rows], dropped=[True])
-        with_text = with_prev
+        kept = None
+        if need_prev:
+            with_prev, kept = run_pass(model, call, inputs, texts=[null_rows], dropped=[True])
         if need_text:
             with_text, _ = run_pass(model, call, inputs, texts=[inputs.cond], dropped=[False])
+        with_prev = with_prev if need_prev else with_text
+        with_text = with_text if need_text else with_prev
     width = inputs.latent.shape[2] // len(inputs.cond)
     with_text, with_prev = with_text[:, :, lead * width :], with_prev[:, :, lead * width :]
     w_prev, w_text = (

@@ -33,7 +33,7 @@ class ChunkSampleConfig:
         window_size: chunks in flight at once.
         chunk_width: latent frames per chunk.
         noise2clean_kvrange: chunks visible (own included) per equal part of the way from noise to
-            clean; empty means all.
+            clean; empty means all, and memory then grows with the video's length.
         clean_chunk_kvrange: the same for finished chunks; -1 means the last of the list.
         clean_t: flow time fed for finished chunks.
         cfg_t_range: start times of the guidance intervals.
@@ -83,13 +83,15 @@ class ChunkSampleConfig:
                 got=self.num_steps,
                 hint=f"use {math.ceil(self.num_steps / parts) * parts}",
             )
-        if any(r < 1 for r in self.noise2clean_kvrange) or self.clean_chunk_kvrange in (0, -2):
+        clean = self.clean_chunk_kvrange
+        if any(r < 1 for r in self.noise2clean_kvrange) or (clean < 1 and clean != -1):
             raise ConfigError("kv ranges", expected="at least 1, the chunk itself included")
         if self.num_steps == 12 and (12 // self.window_size) % 3 and self.distilled:
             raise ConfigError(
                 "window_size of 12 distilled steps", expected="1, 2 or 4", got=self.window_size
             )
-        if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
+        sizes = {len(self.cfg_t_range), len(self.prev_chunk_scales), len(self.text_scales)}
+        if len(sizes) > 1 or 0 in sizes:
             raise ConfigError("guidance tables", expected="three tables of equal length")
         check_shortcut_mode(self.shortcut_mode)
 

@@ -138,8 +138,8 @@ def _embedders(folder: Path, case: Case) -> Iterator[CaseResult]:
     yield _close(case, "t_embedding", time, tensors["t_embedding"])
     text = tensors["caption_embs_head"]
     for dropped, label in ((False, "y_adaln_cond"), (True, "y_adaln_uncond")):
-        tokens, row = embedder.text_embedder(text, torch.tensor([dropped]))
-        yield _close(case, label, row[:, None], tensors[label])
+        tokens, row = embedder.text_embedder(text, torch.tensor([[dropped]]))
+        yield _close(case, label, row, tensors[label])
     yield _close(case, "y_xattn", tokens[0, 0], tensors["y_xattn_head"])
 
 

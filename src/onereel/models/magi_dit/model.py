@@ -68,10 +68,10 @@ class TextEmbedder(nn.Module):
     def forward(
         self, text: torch.Tensor, dropped: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Project text [B, R, S, K]; `dropped` [B] picks the row of the modulation."""
+        """Project text [B, R, S, K]; `dropped` [B, R] picks the rows of the modulation."""
         tokens = self.y_proj_xattn(text)  # [B, R, S, D]
         rows = torch.where(
-            dropped[:, None], self.null_caption_embedding[-1], self.null_caption_embedding[-2]
+            dropped[..., None], self.null_caption_embedding[-1], self.null_caption_embedding[-2]
         )
         return tokens, self.y_proj_adaln(rows)
 
@@ -130,6 +130,9 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         "norm4",
         "norm_out",
         "proj_out",
+        "weight_scale",
+        "input_scale",
+        "smooth_scale",
     ]
 
     @register_to_config
@@ -232,7 +235,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             kv_range: per chunk the visible chunks [start, end), counted from the video's start;
                 None means all chunks up to and including its own.
             slice_point: index in the video of the call's first chunk.
-            caption_dropout: whether the caption is the null caption, bool or [B].
+            caption_dropout: whether the caption is the null caption: bool, [B] or [B, R].
             step_size: scalar of distilled weights, num_steps / 2; None for base weights.
             past_key_values: per layer the keys and values of the chunks right before this call.
             keep_chunks: number of leading chunks whose keys and values are returned.
@@ -305,8 +308,9 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> BlockContext:
         """Embed times and text; positions and ranges are filled in by the caller."""
         embedder = self.condition_embedder
-        if isinstance(dropped, bool):
-            dropped = torch.full((timestep.shape[0],), dropped, device=timestep.device)
+        dropped = torch.as_tensor(dropped, device=timestep.device)
+        if dropped.ndim < 2:  # one flag for all chunks of a video
+            dropped = dropped.expand(timestep.shape[0])[:, None].expand(timestep.shape)
         time = embedder.time_embedder(timestep, dtype)  # [B, R, D/4]
         if step_size is not None:
             size = torch.full_like(timestep[:1, :1], step_size)
@@ -316,7 +320,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return BlockContext(
             text=tokens.flatten(0, 1).to(dtype),
             text_mask=mask,
-            condition=(time + row[:, None]).to(dtype),
+            condition=(time + row).to(dtype),
             rope=(tokens, tokens),
             ranges=(),
             keep_tokens=0,

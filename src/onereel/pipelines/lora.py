@@ -1,0 +1,30 @@
+"""LoRA loading for the MAGI-1 pipelines: diffusers' transformer-only loader, bound to our model."""
+
+from __future__ import annotations
+
+from diffusers.loaders.lora_pipeline import Mochi1LoraLoaderMixin
+
+# Linear layers that an adapter usually targets.
+LORA_TARGETS = (
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn_proj",
+    "ffn.net.0.proj",
+    "ffn.net.2",
+    "ada_modulate_layer.1",
+)
+
+
+class Magi1LoraLoaderMixin(Mochi1LoraLoaderMixin):
+    """Load, scale, fuse and unload LoRA adapters of `Magi1Transformer3DModel`.
+
+    `load_lora_weights`, `set_adapters`, `fuse_lora`, `unfuse_lora`, `unload_lora_weights` and
+    `save_lora_weights` are diffusers'; nothing in them depends on the architecture.
+    """
+
+    _lora_loadable_modules = ["transformer"]
+    transformer_name = "transformer"

@@ -1,0 +1,427 @@
+"""One video as a stream of decoded chunks: the path that every caller shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from onereel.core.config import check_keys
+from onereel.core.errors import ConfigError, ShapeError
+from onereel.models.magi_dit.model import Magi1Transformer3DModel
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.magi_vae.tiling import OfficialTiles
+from onereel.models.text.special_tokens import (
+    ChunkCaptions,
+    ConditioningFlags,
+    SpecialTokens,
+    build_captions,
+)
+from onereel.samplers.engine import ChunkEngine, ChunkTask, FinishedChunk
+from onereel.samplers.guidance import GuidanceRuntime, VelocityModel
+from onereel.samplers.plan import ChunkSampleConfig
+
+Frames = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRequest:
+    """What one video shall be.
+
+    Args:
+        height: pixels, a multiple of 16.
+        width: pixels, a multiple of 16.
+        num_frames: frames to return, given ones included where `keep_prefix`.
+        fps: frames per second; only the official VAE tiles depend on it.
+        config: sampling settings.
+        seed: of the noise.
+        flags: which special tokens go in front of the caption.
+        keep_prefix: return the given frames in front of the new ones (video-to-video).
+        noise: noise of the whole video [1, C, T, H, W] instead of drawing it by seed.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    config: ChunkSampleConfig
+    fps: int = 24
+    seed: int = 0
+    flags: ConditioningFlags = field(default_factory=ConditioningFlags)
+    keep_prefix: bool = True
+    noise: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < 16 or size % 16:
+                below, above = max(16, size // 16 * 16), max(16, math.ceil(size / 16) * 16)
+                raise ConfigError(
+                    name, expected="a multiple of 16", got=size, hint=f"use {below} or {above}"
+                )
+        if self.num_frames < 1:
+            raise ConfigError("num_frames", expected="at least 1", got=self.num_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoChunk:
+    """Decoded frames of one chunk.
+
+    Args:
+        index: absolute chunk index.
+        frames: float32 [F, 3, H, W] in [-1, 1]; F may be shorter at the ends.
+        latent: the chunk's latent.
+    """
+
+    index: int
+    frames: torch.Tensor
+    latent: torch.Tensor
+
+    def to_uint8(self) -> Frames:
+        """Round to uint8 [F, H, W, 3]."""
+        frames = (self.frames.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+        return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class MagiParts:
+    """The networks that make a video.
+
+    Args:
+        transformer: the velocity network (compiled or hooked is fine).
+        vae: the VAE.
+        device: where to run.
+        special_tokens: table of special tokens, or None.
+        attention_kwargs: passed to the transformer; `scale` is the LoRA strength.
+        runtime: how guidance passes are run.
+    """
+
+    transformer: Magi1Transformer3DModel
+    vae: AutoencoderKLMagi1
+    device: torch.device
+    special_tokens: SpecialTokens | None = None
+    attention_kwargs: dict[str, Any] | None = None
+    runtime: GuidanceRuntime = field(default_factory=GuidanceRuntime)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame."""
+        return int(self.vae.config.patch_size[0])
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel."""
+        return int(self.vae.config.patch_size[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Given frames.
+
+    Args:
+        latent: normalised clean latent [1, C, T, H, W].
+        frames: the frames themselves, float32 [F, 3, H, W] in [-1, 1].
+        is_image: whether it is one picture rather than a video.
+    """
+
+    latent: torch.Tensor
+    frames: torch.Tensor
+    is_image: bool
+
+
+def sample_config(sampling: Mapping[str, Any] | None, **changes: Any) -> ChunkSampleConfig:
+    """Make the sampling settings of a checkpoint, changed where asked.
+
+    Args:
+        sampling: stored settings; keys that are not sampling settings (sizes, fps) are ignored.
+        changes: values that replace stored ones; None keeps the stored one.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: a change is not a setting, or the values do not fit.
+    """
+    known = {f.name for f in dataclasses.fields(ChunkSampleConfig)}
+    check_keys(changes, known, "sampling")
+    values = {k: v for k, v in (sampling or {}).items() if k in known}
+    values.update({k: v for k, v in changes.items() if v is not None})
+    return ChunkSampleConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+def with_guidance(
+    config: ChunkSampleConfig, guidance_scale: float | None, prev_chunk_scale: float | None
+) -> ChunkSampleConfig:
+    """Set the guidance strengths where the checkpoint's tables use guidance.
+
+    Args:
+        config: settings with the checkpoint's tables.
+        guidance_scale: strength towards the text; at most 1 means a single pass.
+        prev_chunk_scale: strength towards earlier chunks.
+
+    Returns:
+        The changed settings; distilled ones are returned as they are.
+    """
+    if config.distilled:
+        return config
+    prev, text = config.prev_chunk_scales, config.text_scales
+    if guidance_scale is not None and guidance_scale <= 1:
+        return dataclasses.replace(
+            config, prev_chunk_scales=(1.0,) * len(prev), text_scales=(1.0,) * len(text)
+        )
+    if guidance_scale is not None:
+        text = tuple(guidance_scale if w else 0.0 for w in text)
+    if prev_chunk_scale is not None:
+        prev = tuple(prev_chunk_scale if w != 1 else 1.0 for w in prev)
+    return dataclasses.replace(config, prev_chunk_scales=prev, text_scales=text)
+
+
+def check_distillation(transformer: Magi1Transformer3DModel, config: ChunkSampleConfig) -> None:
+    """Refuse guidance passes on distilled weights, and the single pass on base weights.
+
+    Args:
+        transformer: the network.
+        config: the sampling settings.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    distilled = bool(transformer.config.enable_distillation)
+    if distilled != config.distilled:
+        kind = "distilled" if distilled else "base"
+        raise ConfigError(
+            f"enable_distillation={config.distilled} on a {kind} checkpoint",
+            hint=f"these weights want enable_distillation={distilled}"
+            + ("" if distilled else "; or load a distilled checkpoint"),
+        )
+
+
+def encode_image(parts: MagiParts, frame: torch.Tensor) -> Prefix:
+    """Encode a picture as the first latent frame.
+
+    Args:
+        parts: the networks.
+        frame: float32 [3, H, W] in [-1, 1].
+
+    Returns:
+        The prefix of one latent frame.
+    """
+    latent = _encode(parts, frame[None, :, None])
+    return Prefix(latent, frame[None], True)
+
+
+def encode_video(parts: MagiParts, frames: torch.Tensor) -> Prefix:
+    """Encode given frames, cut at the front to whole latent frames.
+
+    Args:
+        parts: the networks.
+        frames: float32 [F, 3, H, W] in [-1, 1], at least one latent frame long.
+
+    Returns:
+        The prefix.
+
+    Raises:
+        ShapeError: there are too few frames.
+    """
+    factor = parts.temporal_factor
+    usable = len(frames) // factor * factor
+    if usable == 0:
+        raise ShapeError(
+            "video", expected=f"at least {factor} frames", got=len(frames),
+            hint="give a longer video, or a picture",
+        )
+    frames = frames[len(frames) - usable :]
+    return Prefix(_encode(parts, frames.transpose(0, 1)[None]), frames, False)
+
+
+@torch.no_grad()
+def _encode(parts: MagiParts, video: torch.Tensor) -> torch.Tensor:
+    return parts.vae.encode_frames(video.to(parts.device)).float()
+
+
+def count_chunks(request: VideoRequest, prefix: Prefix | None, *, temporal_factor: int) -> int:
+    """Count the chunks of a video, given ones included.
+
+    Args:
+        request: the video.
+        prefix: given frames.
+        temporal_factor: frames per latent frame.
+
+    Returns:
+        Chunks; with `official_compat`, as the official code counts (it adds the prefix on top).
+    """
+    width = request.config.chunk_width
+    given = 0 if prefix is None else prefix.latent.shape[2]
+    if request.config.official_compat:
+        return math.ceil((request.num_frames // temporal_factor + given) / width)
+    frames = request.num_frames
+    if prefix is not None and not prefix.is_image and not request.keep_prefix:
+        frames += given * temporal_factor
+    return math.ceil(frames / (width * temporal_factor))
+
+
+def make_engine(
+    parts: MagiParts,
+    request: VideoRequest,
+    *,
+    captions: Callable[[int], torch.Tensor],
+    null_caption: torch.Tensor,
+    prefix: Prefix | None = None,
+    on_step: Callable[..., Any] | None = None,
+) -> ChunkEngine:
+    """Set up the engine of one video.
+
+    Args:
+        parts: the networks.
+        request: the video.
+        captions: visible text tokens [S, K] of an absolute chunk index.
+        null_caption: visible null caption tokens.
+        prefix: given frames.
+        on_step: called after every step.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ConfigError: the settings do not fit the weights, or nothing is left to generate.
+    """
+    check_distillation(parts.transformer, request.config)
+    factor, width = parts.spatial_factor, request.config.chunk_width
+    noise, model = request.noise, parts.transformer
+    num_chunks = count_chunks(request, prefix, temporal_factor=parts.temporal_factor)
+    shape = (
+        int(parts.vae.config.z_dim),
+        request.height // factor,
+        request.width // factor,
+    )
+    if noise is not None and tuple(noise.shape) != (1, shape[0], num_chunks * width, *shape[1:]):
+        wanted = (1, shape[0], num_chunks * width, *shape[1:])
+        raise ShapeError("latents", expected=str(wanted), got=tuple(noise.shape))
+    task = ChunkTask(
+        num_chunks=num_chunks,
+        latent_shape=shape,
+        condition=captions,
+        null_caption=null_caption,
+        seed=request.seed,
+        prefix=None if prefix is None else prefix.latent,
+        noise=None if noise is None else lambda c: noise[:, :, c * width : (c + 1) * width],
+    )
+    return ChunkEngine(
+        _bound(model, parts.attention_kwargs),
+        request.config,
+        task=task,
+        runtime=parts.runtime,
+        device=parts.device,
+        on_step=on_step,
+    )
+
+
+def _bound(model: Magi1Transformer3DModel, kwargs: dict[str, Any] | None) -> VelocityModel:
+    """Pass the attention arguments along with every call."""
+    if not kwargs:
+        return model
+
+    def call(*args: Any, **options: Any) -> Any:
+        return model(*args, attention_kwargs=kwargs, **options)
+
+    return call
+
+
+def chunk_captions(
+    parts: MagiParts,
+    features: Sequence[torch.Tensor],
+    *,
+    num_prefix_chunks: int,
+    flags: ConditioningFlags,
+    negative: torch.Tensor | None = None,
+) -> ChunkCaptions:
+    """Build the text rows of every chunk.
+
+    Args:
+        parts: the networks.
+        features: visible text tokens [S, K] per generated chunk.
+        num_prefix_chunks: chunks given whole.
+        flags: special tokens.
+        negative: visible tokens of a negative prompt, which replaces the learned null caption.
+
+    Returns:
+        The rows, on the parts' device.
+    """
+    null = parts.transformer.null_caption.detach().to(parts.device, torch.float32)
+    captions = build_captions(
+        [f.to(parts.device) for f in features],
+        null,
+        num_prefix_chunks=num_prefix_chunks,
+        flags=flags,
+        tokens=parts.special_tokens,
+        max_length=int(parts.transformer.config.caption_max_length),
+        negative_features=None if negative is None else negative.to(parts.device),
+    )
+    return captions
+
+
+@torch.no_grad()
+def stream_chunks(
+    parts: MagiParts, request: VideoRequest, engine: ChunkEngine, prefix: Prefix | None = None
+) -> Iterator[VideoChunk]:
+    """Run an engine and decode what it finishes.
+
+    Args:
+        parts: the networks.
+        request: the video.
+        engine: made by `make_engine`.
+        prefix: given frames.
+
+    Yields:
+        Chunks in order, cut so that exactly `num_frames` frames come out (with `official_compat`
+        all frames come out, as officially).
+    """
+    left = request.num_frames if not request.config.official_compat else 10**12
+    if _gives_prefix(request, prefix):
+        assert prefix is not None
+        frames = prefix.frames[:left]
+        left -= len(frames)
+        yield VideoChunk(-1, frames, prefix.latent)
+    for chunk in engine.run():
+        frames = decode_finished(parts, request, chunk, prefix)[:left]
+        left -= len(frames)
+        if len(frames):
+            yield VideoChunk(chunk.index, frames, chunk.latent)
+        if left <= 0:
+            return
+
+
+def _gives_prefix(request: VideoRequest, prefix: Prefix | None) -> bool:
+    if prefix is None or prefix.is_image or request.config.official_compat:
+        return False
+    return request.keep_prefix
+
+
+def decode_finished(
+    parts: MagiParts, request: VideoRequest, chunk: FinishedChunk, prefix: Prefix | None
+) -> torch.Tensor:
+    """Decode a finished chunk to the frames that are new.
+
+    Args:
+        parts: the networks.
+        request: the video.
+        chunk: what the engine yielded.
+        prefix: given frames.
+
+    Returns:
+        float32 [F, 3, H, W] in [-1, 1]; a given picture stays in front of its video.
+    """
+    is_image = prefix is not None and prefix.is_image
+    given = 0 if is_image else chunk.num_given
+    compat = request.config.official_compat
+    latent = chunk.latent[:, :, given:] if compat else chunk.latent
+    tiling = OfficialTiles(length=request.fps // 2) if compat else None
+    video = parts.vae.decode_chunk(latent.to(parts.device), tiling=tiling)
+    frames = video[0].transpose(0, 1).float()  # [F, 3, H, W]
+    return frames if compat else frames[given * parts.temporal_factor :]

@@ -1,0 +1,347 @@
+"""The recipe of the toybox MAGI transformer and its text encoder.
+
+Single latent frames first (appearance is learned there at a fraction of the cost), then pieces of
+up to six chunks with one image batch in every few. The T5 encoder is trained along.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onereel.core.errors import ConfigError
+from onereel.core.seeds import derive_seed
+from onereel.models.magi_dit.model import Magi1Transformer3DModel
+from onereel.models.magi_dit.presets import DIT_PRESETS
+from onereel.models.text.presets import build_text_encoder
+from onereel.models.text.special_tokens import NULL_VISIBLE, stack_captions
+from onereel.models.text.tokenizer import train_tokenizer
+from onereel.training.data import BatchStream, shuffled_index
+from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
+from onereel.training.latent_cache import LatentCache
+from onereel.training.magi_layout import Layout, magi_times, sample_layout, sample_times
+from onereel.training.optim import build_optimizers
+from onereel.world import sample_captions
+
+WIDTH = 6  # latent frames per chunk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyboxMagiRecipe:
+    """Settings of the toybox MAGI training.
+
+    Args:
+        preset: of the transformer and the text encoder.
+        cache: folder of the latent cache.
+        tokenizer: folder of the tokenizer; trained there when missing.
+        vocab_size: of a new tokenizer.
+        batch_size: pieces of video per step.
+        image_batch_size: single latent frames per image step.
+        image_steps: steps on single frames alone, at the start.
+        image_every: afterwards every such step is an image step; 0 for none.
+        t2v_share: share of pieces that start a video rather than continue one.
+        i2v_share: share of those whose first latent frame is given.
+        drop_share: share of items trained with the null caption.
+        init: folder of a run's export to start from, or empty.
+        lr: AdamW's learning rate.
+        matrix_lr: Muon's learning rate for the blocks' matrices.
+        workers: background processes that gather batches.
+        validation_items: pieces of the fixed validation set, taken from the cache's end.
+        trainer: settings of the loop.
+    """
+
+    preset: str = "toybox"
+    cache: str = "runs/toybox-latents"
+    tokenizer: str = "runs/toybox-tokenizer"
+    vocab_size: int = 320
+    batch_size: int = 16
+    image_batch_size: int = 192
+    image_steps: int = 1000
+    image_every: int = 4
+    t2v_share: float = 0.65
+    i2v_share: float = 0.4
+    drop_share: float = 0.1
+    init: str = ""
+    lr: float = 2e-3
+    matrix_lr: float = 2e-3
+    workers: int = 1
+    validation_items: int = 64
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_minutes=75.0,
+            schedule="time",
+            hold=0.3,
+            warmup_steps=50,
+            ema_decay=0.998,
+            bf16=True,
+            validate_minutes=5.0,
+        )
+    )
+
+    def build(self) -> tuple[Method, Stream]:
+        """Make the networks with their optimizers, and the stream of cached pieces.
+
+        Returns:
+            The method and the stream.
+        """
+        cache = LatentCache(self.cache)
+        return MagiMethod(self, cache), BatchStream(MagiBatches(self, cache), workers=self.workers)
+
+
+class MagiBatches:
+    """Batches of a latent cache; batch i depends on the recipe's seed and i only.
+
+    Args:
+        recipe: sizes, shares and the seed.
+        cache: the latents; its last clips are left to the validation.
+    """
+
+    def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
+        self.recipe, self.cache = recipe, cache
+        self.seed = derive_seed(recipe.trainer.seed, "magi-pieces")
+        self.count = len(cache) - recipe.validation_items
+        if self.count < 1:
+            raise ConfigError(
+                "latent cache", expected=f"more than {recipe.validation_items} clips",
+                got=len(cache),
+            )  # fmt: skip
+
+    def is_image(self, index: int) -> bool:
+        """Tell whether batch `index` holds single frames."""
+        every = self.recipe.image_every
+        return index < self.recipe.image_steps or bool(every and index % every == 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gather batch `index`.
+
+        Returns:
+            `latent` [B, C, T, h, w], `given` [B, C, 1, h, w] with the first frame as an image,
+            `captions` per item and chunk, and the `layout`, None for single frames.
+        """
+        rng = np.random.default_rng(derive_seed(self.seed, "batch", index))
+        if self.is_image(index):
+            places = range(
+                index * self.recipe.image_batch_size, (index + 1) * self.recipe.image_batch_size
+            )
+            return self.images([shuffled_index(p, self.count, self.seed) for p in places], rng)
+        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
+        places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
+        items = [shuffled_index(p, self.count, self.seed + 1) for p in places]
+        return self.pieces(items, layout, rng)
+
+    def images(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
+        """Gather single frames: the first frame of a random chunk of each clip."""
+        frames, captions = [], []
+        for item in items:
+            clip = self.cache[item]
+            # Early chunks show what the caption says; later ones may have lost it.
+            chunk = int(rng.integers(0, min(2, len(clip.captions))))
+            frames.append(clip.images[:, chunk : chunk + 1])
+            captions.append(clip.captions[chunk : chunk + 1])
+        latent = torch.stack(frames).float()
+        return {"latent": latent, "given": latent, "captions": captions, "layout": None}
+
+    def pieces(
+        self, items: Sequence[int], layout: Layout, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Gather pieces of one layout; those without clean chunks start where their clip does."""
+        latents, given, captions = [], [], []
+        for item in items:
+            clip = self._long_enough(item, layout.num_chunks)
+            spare = len(clip.captions) - layout.num_chunks
+            start = int(rng.integers(0, spare + 1)) if layout.num_clean else 0
+            stop = start + layout.num_chunks
+            latents.append(clip.latent[:, WIDTH * start : WIDTH * stop])
+            given.append(clip.images[:, start : start + 1])
+            captions.append(clip.captions[start:stop])
+        return {
+            "latent": torch.stack(latents).float(),
+            "given": torch.stack(given).float(),
+            "captions": captions,
+            "layout": layout,
+        }
+
+    def _long_enough(self, item: int, num_chunks: int) -> Any:
+        """Return the clip, or the next one with enough chunks."""
+        for step in range(self.count):
+            place = (item + step) % self.count
+            if self.cache.num_chunks(place) >= num_chunks:
+                return self.cache[place]
+        raise ConfigError("latent cache", expected=f"clips of {num_chunks} chunks")
+
+
+class MagiMethod(Method):
+    """Flow matching on chunks, jointly with the text encoder.
+
+    Args:
+        recipe: settings.
+        cache: the latents, for the validation set.
+    """
+
+    def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
+        self.recipe = recipe
+        self.seed = recipe.trainer.seed
+        folder = Path(recipe.tokenizer)
+        if not (folder / "tokenizer_config.json").is_file():
+            texts = sample_captions(20000, derive_seed(self.seed, "tokenizer"))
+            train_tokenizer(texts, folder, vocab_size=recipe.vocab_size)
+        from transformers import T5Tokenizer  # noqa: PLC0415 - slow to import
+
+        self.tokenizer = T5Tokenizer.from_pretrained(folder)
+        self.ids: dict[str, list[int]] = {}
+        torch.manual_seed(derive_seed(self.seed, "weights"))
+        self.text = build_text_encoder(recipe.preset, len(self.tokenizer))
+        self.dit = Magi1Transformer3DModel(**DIT_PRESETS[recipe.preset])
+        _initialise(self.dit)
+        if recipe.init:
+            _copy_weights(self.dit, self.text, Path(recipe.init))
+        self.networks = {"dit": self.dit, "text": self.text}
+        self.ema_names = ("dit", "text")
+        self.optimizers = {
+            name: optimizer
+            for part in ("dit", "text")
+            for name, optimizer in build_optimizers(
+                self.networks[part], lr=recipe.lr, matrix_lr=recipe.matrix_lr, name=part
+            ).items()
+        }
+        batches = MagiBatches(recipe, cache)
+        self.vae_folder = cache.config.vae
+        last = range(batches.count, len(cache))
+        rng = np.random.default_rng(derive_seed(self.seed, "validation"))
+        layouts = (
+            Layout(num_clean=0, ages=(3, 2, 1, 0), aligned=True),
+            Layout(num_clean=1, ages=(2, 1, 0), aligned=True),
+        )
+        self.validation = [batches.images(last, rng)]
+        self.validation += [batches.pieces(list(last)[:32], layout, rng) for layout in layouts]
+
+    def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Compute the flow-matching loss of one batch."""
+        loss = self._loss(batch, step_generator(self.seed, step))
+        kind = "image" if batch["layout"] is None else "video"
+        return {"loss": loss, f"{kind}_loss": loss.detach()}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Measure the loss on fixed pieces with fixed noise."""
+        del step
+        losses = {}
+        for name, batch in zip(("image", "start", "continue"), self.validation, strict=True):
+            with torch.autocast(self.dit.device.type, dtype=torch.bfloat16):
+                loss = self._loss(batch, step_generator(self.seed, 0, f"validation-{name}"))
+            losses[f"val_{name}"] = float(loss)
+        return losses
+
+    def export(self, folder: Path) -> None:
+        """Write transformer, text encoder, tokenizer and VAE as a checkpoint folder."""
+        staging = folder.with_name(folder.name + ".part")
+        shutil.rmtree(staging, ignore_errors=True)
+        for name, network in (("transformer", self.dit), ("text_encoder", self.text)):
+            copy = (
+                type(network).from_config(network.config)
+                if name == "transformer"
+                else (type(network)(network.config))
+            )
+            copy.load_state_dict(network.state_dict())
+            copy.to(torch.bfloat16).save_pretrained(staging / name)
+        self.tokenizer.save_pretrained(staging / "tokenizer")
+        shutil.copytree(self.vae_folder, staging / "vae")
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+
+    def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """Corrupt, predict, and compare on the frames that are not given."""
+        latent, layout = batch["latent"], batch["layout"]
+        size = latent.shape[0]
+        if layout is None:
+            layout = Layout(num_clean=0, ages=(0,), aligned=False)
+            times = magi_times((size, 1), generator)
+            given = torch.zeros(size, dtype=torch.bool)
+        else:
+            times = sample_times(layout, size, generator)
+            share = 0.0 if layout.num_clean else self.recipe.i2v_share
+            given = torch.rand(size, generator=generator) < share
+        frames = latent.shape[2] // layout.num_chunks
+        noise = torch.randn(latent.shape, generator=generator)
+        dropped = torch.rand(size, generator=generator) < self.recipe.drop_share
+        clean_dropped = torch.rand(size, generator=generator) < 0.75
+        device = self.dit.device
+        latent, noise = latent.to(device), noise.to(device)
+        t = times.to(device).repeat_interleave(frames, dim=1)[:, None, :, None, None]
+        x = (1 - t) * noise + t * latent
+        weight = torch.ones_like(t.expand(size, 1, -1, 1, 1))
+        weight[:, :, : layout.num_clean * frames] = 0
+        pasted = given.to(device)[:, None, None, None, None]
+        x[:, :, :1] = torch.where(pasted, batch["given"].to(device), x[:, :, :1])
+        weight[:, :, :1] = torch.where(pasted, 0.0, weight[:, :, :1])
+        text, mask = self._text(batch["captions"], layout, dropped.tolist())
+        rows = dropped[:, None].expand(-1, layout.num_chunks).clone()
+        rows[:, : layout.num_clean] |= clean_dropped[:, None]
+        velocity = self.dit(
+            x,
+            times.to(device),
+            text,
+            mask,
+            kv_range=layout.kv_range(),
+            caption_dropout=rows.to(device),
+        ).sample
+        error = (velocity - (latent - noise)).square().mean(dim=(1, 3, 4), keepdim=True)
+        return (error * weight).sum() / weight.sum()
+
+    def _text(
+        self, captions: Sequence[Sequence[str]], layout: Layout, dropped: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the captions; clean chunks and dropped items get the null caption."""
+        distinct = sorted({c for item in captions for c in item[layout.num_clean :]})
+        ids = [torch.tensor(self._token_ids(c), device=self.dit.device) for c in distinct]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        lengths = torch.tensor([len(i) for i in ids], device=padded.device)
+        mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
+        hidden = self.text(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+        features = {
+            c: row[:n] for c, row, n in zip(distinct, hidden, lengths.tolist(), strict=True)
+        }
+        null = self.dit.null_caption[:NULL_VISIBLE].to(hidden.dtype)
+        rows = [
+            null if drop or chunk < layout.num_clean else features[caption]
+            for item, drop in zip(captions, dropped, strict=True)
+            for chunk, caption in enumerate(item)
+        ]
+        text, visible = stack_captions(rows)
+        shape = (len(captions), layout.num_chunks)
+        return text.unflatten(0, shape).float(), visible.unflatten(0, shape)
+
+    def _token_ids(self, caption: str) -> list[int]:
+        if caption not in self.ids:
+            self.ids[caption] = list(self.tokenizer(caption).input_ids)
+        return self.ids[caption]
+
+
+def _initialise(dit: Magi1Transformer3DModel) -> None:
+    """Start as the identity: small weights, and an output of zero."""
+    for module in dit.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    for block in dit.blocks:
+        # Gates of zero would stop the gradient through the normalised branches.
+        torch.nn.init.constant_(block.ada_modulate_layer[1].bias, 0.5)
+        for norm in (block.norm2, block.norm4):
+            torch.nn.init.constant_(norm.weight, 0.1)
+    torch.nn.init.zeros_(dit.proj_out.weight)
+
+
+def _copy_weights(dit: Magi1Transformer3DModel, text: torch.nn.Module, folder: Path) -> None:
+    """Start from an exported run."""
+    dit.load_state_dict(
+        Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    )
+    trained = type(text).from_pretrained(folder / "text_encoder")
+    text.load_state_dict(trained.state_dict())

@@ -1,0 +1,109 @@
+"""How many chunks of a training piece are given, and how noisy the others are.
+
+Layouts are those that the sampler meets: the window filling up, full, and running empty, with no
+chunk given or with clean ones in front. Half the pieces get noise levels exactly as the window
+has them, half get random levels that rise along the piece.
+
+Source: MAGI-1 report (arXiv 2505.13211) sections 2.2 and 2.3; the joint law of the levels is not
+published and is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from onereel.samplers.schedule import shift_t
+
+WINDOW = 4
+VISIBLE = (5, 4, 3, 2)  # chunks seen, own included, per quarter from noise to clean
+MAGI_SHIFT = 1.0 / 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Shape of a training piece, shared by a batch.
+
+    Args:
+        num_clean: whole given chunks in front.
+        ages: window positions of the noisy chunks, oldest first (3 is the cleanest quarter).
+        aligned: whether noise levels follow the window exactly.
+    """
+
+    num_clean: int
+    ages: tuple[int, ...]
+    aligned: bool
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the piece."""
+        return self.num_clean + len(self.ages)
+
+    def kv_range(self) -> list[tuple[int, int]]:
+        """List the visible chunks of every chunk; a clean chunk sees itself alone."""
+        clean = [(c, c + 1) for c in range(self.num_clean)]
+        noisy = [
+            (max(0, c + 1 - VISIBLE[age]), c + 1)
+            for c, age in enumerate(self.ages, start=self.num_clean)
+        ]
+        return clean + noisy
+
+
+def sample_layout(rng: np.random.Generator, *, t2v_share: float = 0.65) -> Layout:
+    """Draw a layout.
+
+    Args:
+        rng: source of randomness.
+        t2v_share: share of pieces that start a video; the others continue clean chunks.
+
+    Returns:
+        The layout.
+    """
+    aligned = bool(rng.random() < 0.5)
+    num_noisy = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.15, 0.15, 0.55]))
+    if rng.random() < t2v_share:
+        return Layout(num_clean=0, ages=tuple(range(num_noisy))[::-1], aligned=aligned)
+    num_clean = 1 if rng.random() < 0.8 else 2
+    youngest = WINDOW - num_noisy if rng.random() < 0.4 else 0  # the window running empty
+    ages = tuple(range(youngest, youngest + num_noisy))[::-1]
+    return Layout(num_clean=num_clean, ages=ages, aligned=aligned)
+
+
+def magi_times(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw flow times from MAGI's marginal: sigmoid(z / 2), warped towards the noise.
+
+    Args:
+        shape: of the result.
+        generator: source of randomness.
+
+    Returns:
+        float32 in (0, 1); about 69 % lie below 0.3.
+
+    Source: MAGI-1 report section 2.3.
+    """
+    z = torch.randn(shape, generator=generator)
+    return shift_t(torch.sigmoid(0.5 * z), MAGI_SHIFT)
+
+
+def sample_times(layout: Layout, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw the flow times of every chunk of a batch; clean ones get up to 5 % of noise.
+
+    Args:
+        layout: of the pieces.
+        batch: number of pieces B.
+        generator: source of randomness.
+
+    Returns:
+        float32 [B, chunks].
+    """
+    clean = 0.95 + 0.05 * torch.rand((batch, layout.num_clean), generator=generator)
+    if layout.aligned:
+        phase = torch.rand((batch, 1), generator=generator)
+        u = (torch.tensor([layout.ages]) + phase) / WINDOW
+        noisy = shift_t(u * u, MAGI_SHIFT)
+    else:
+        noisy = magi_times((batch, len(layout.ages)), generator)
+        noisy = noisy.sort(dim=1, descending=True).values
+    return torch.cat((clean, noisy), dim=1)
