@@ -18,7 +18,7 @@ class CaseResult:
     Args:
         name: case, and output when it has several.
         passed: whether every value is within tolerance.
-        max_error: largest absolute difference; infinite when shapes differ or values are not finite.
+        max_error: largest absolute difference; infinite when shapes differ or on NaN.
         tolerance: absolute tolerance.
         note: reason or remark, may be empty.
     """
@@ -37,9 +37,7 @@ def to_float64(values: Values) -> torch.Tensor:
     return values.detach().to("cpu", torch.float64)
 
 
-def compare(
-    name: str, got: Values, want: Values, *, atol: float, rtol: float = 0.0
-) -> CaseResult:
+def compare(name: str, got: Values, want: Values, *, atol: float, rtol: float = 0.0) -> CaseResult:
     """Compare values elementwise.
 
     Args:

@@ -1,7 +1,7 @@
 """Room `models/magi_vae`: the MAGI-1 VAE. Read `model.py` first, then `blocks.py`.
 
-`posterior.py` is the encoder's distribution, `tiling.py` cuts and blends tiles, `weights.py` maps the
-official key layout, `presets.py` names configs.
+`posterior.py` is the encoder's distribution, `tiling.py` cuts and blends tiles, `pixels.py` holds
+number ranges, `weights.py` reads official checkpoints, `presets.py` names configs.
 """
 
 from __future__ import annotations

@@ -174,8 +174,9 @@ class Trunk(nn.Module):
         self.dims = dims
         t, h, w = dims.grid
         rows = t * h * w + int(dims.with_cls_token)
-        cls_token = nn.Parameter(torch.zeros(1, 1, dims.width)) if dims.with_cls_token else None
-        self.register_parameter("cls_token", cls_token)
+        token = nn.Parameter(torch.zeros(1, 1, dims.width))
+        cls_token = token if dims.with_cls_token else None
+        self.cls_token = cls_token
         self.pos_embed = nn.Parameter(torch.randn(1, rows, dims.width) * 0.02)
         self.blocks = nn.ModuleList(VaeBlock(dims) for _ in range(dims.num_layers))
         self.norm_out = nn.LayerNorm(dims.width)
@@ -304,9 +305,7 @@ class Decoder(Trunk):
         tokens = self.proj_in(rearrange(z, "b c t h w -> b (t h w) c"))
         x = self.final_norm(self.final_proj(self.run_blocks(tokens, (t, h, w))))
         q, p, r = self.dims.patch
-        x = rearrange(
-            x, "b (t h w) (q p r u) -> b u (t q) (h p) (w r)", t=t, h=h, q=q, p=p, r=r
-        )
+        x = rearrange(x, "b (t h w) (q p r u) -> b u (t q) (h p) (w r)", t=t, h=h, q=q, p=p, r=r)
         video = self.conv_out(x)
         assert isinstance(video, torch.Tensor)
         return video

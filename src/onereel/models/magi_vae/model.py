@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -238,9 +239,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         variance = plan.assemble((tile.var.float() for tile in tiles), counts, squared=True)
         return LatentPosterior(torch.cat((mean, variance.log()), dim=1))
 
-    def encode(
-        self, x: torch.Tensor, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[LatentPosterior]:
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         """Encode a video or a picture.
 
         Without tiling, frames, rows and columns at the end that fill no patch are left out, as
@@ -248,10 +247,11 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Args:
             x: [B, C, F, H, W] in [-1, 1]; F = 1 is a picture and gives one latent frame.
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple of one.
 
         Returns:
-            The posterior `latent_dist` over raw latents [B, z_dim, T, h, w].
+            `AutoencoderKLOutput` with the posterior `latent_dist` over raw latents,
+            [B, z_dim, T, h, w].
 
         Raises:
             ShapeError: the video does not fit.
@@ -261,7 +261,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         if self._wants_tiles(x.shape[2:], (1, 1, 1)):
             run = functools.partial(self._tiled_posterior, tiling=self.tiling)
         if self.use_slicing and x.shape[0] > 1:
-            parts = torch.cat([run(part).parameters for part in x.split(1)])
+            parts = torch.cat([run(part).parameters for part in torch.split(x, 1)])
             if not self.config.double_z:
                 parts = parts.chunk(2, dim=1)[0]
             posterior = LatentPosterior(parts, has_variance=self.config.double_z)
@@ -293,17 +293,17 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def decode(
         self, z: torch.Tensor, return_dict: bool = True, *, as_image: bool | None = None
-    ) -> DecoderOutput | tuple[torch.Tensor]:
+    ) -> Any:
         """Decode raw latents.
 
         Args:
             z: [B, z_dim, T, h, w].
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple of one.
             as_image: return only the first frame. None does so when T = 1, as officially; False
                 always keeps every frame.
 
         Returns:
-            The video `sample`, [B, C, F, H, W], not clamped.
+            `DecoderOutput` with the video `sample`, [B, C, F, H, W], not clamped.
 
         Raises:
             ShapeError: the latent does not fit, or is a video though `as_image` is True.
@@ -316,7 +316,7 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         if self._wants_tiles(z.shape[2:], self.factors):
             run = functools.partial(self._tiled_video, as_image=image, tiling=self.tiling)
         if self.use_slicing and z.shape[0] > 1:
-            video = torch.cat([run(part) for part in z.split(1)])
+            video = torch.cat([run(part) for part in torch.split(z, 1)])
         else:
             video = run(z)
         return DecoderOutput(sample=video) if return_dict else (video,)
@@ -328,25 +328,23 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         *,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
-    ) -> DecoderOutput | tuple[torch.Tensor]:
+    ) -> Any:
         """Encode and decode without the rules for pictures.
 
         Args:
             sample: video [B, C, F, H, W] in [-1, 1].
             sample_posterior: draw the latent; False takes the mean.
-            return_dict: False returns a tuple.
+            return_dict: False returns a tuple of one.
             generator: source of the draw.
 
         Returns:
-            The reconstruction `sample`, [B, C, F, H, W].
+            `DecoderOutput` with the reconstruction `sample`, [B, C, F, H, W].
 
         Raises:
             ShapeError: the video does not fit.
         """
         self._check(sample, self.config.in_channels, "video")
-        posterior = LatentPosterior(
-            self._encode_all(sample), has_variance=self.config.double_z
-        )
+        posterior = LatentPosterior(self._encode_all(sample), has_variance=self.config.double_z)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         video = self._decode_tile(latent, as_image=False)
         return DecoderOutput(sample=video) if return_dict else (video,)
@@ -377,13 +375,20 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @torch.no_grad()
     def encode_frames(
-        self, video: torch.Tensor, *, tiling: Tiling | None = None
+        self,
+        video: torch.Tensor,
+        *,
+        tiling: Tiling | None = None,
+        official_compat: bool = False,
+        fps: int = 24,
     ) -> torch.Tensor:
         """Encode pixels to the transformer's latents: posterior means, in tiles.
 
         Args:
             video: [B, C, F, H, W], uint8 or floats in [-1, 1]; F = 1 is a picture.
             tiling: tiles to use; the VAE's own by default.
+            official_compat: use the official pipeline's tiles unless `tiling` is given.
+            fps: frame rate, of which only official tiles depend.
 
         Returns:
             Normalised latents [B, z_dim, T, h, w] in float32, on the VAE's device.
@@ -394,19 +399,31 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         video = video.to(self.device)
         if video.dtype == torch.uint8:
             video = from_uint8(video)
-        posterior = self._tiled_posterior(video.to(self.dtype), tiling or self.tiling)
+        tiling = tiling or self._pipeline_tiles(official_compat, fps)
+        posterior = self._tiled_posterior(video.to(self.dtype), tiling)
         return self.normalize_latent(posterior.mode().float())
 
     @torch.no_grad()
     def decode_chunk(
-        self, latent: torch.Tensor, *, tiling: Tiling | None = None, as_image: bool = False
+        self,
+        latent: torch.Tensor,
+        *,
+        tiling: Tiling | None = None,
+        as_image: bool = False,
+        official_compat: bool = False,
+        fps: int = 24,
     ) -> torch.Tensor:
-        """Decode the transformer's latents to pixels, in tiles; no frame is ever lost.
+        """Decode the transformer's latents to pixels, in tiles.
+
+        Every latent frame gives all its frames, save that an official tile of one latent frame
+        gives one.
 
         Args:
             latent: normalised latents [B, z_dim, T, h, w].
             tiling: tiles to use; the VAE's own by default.
             as_image: return the first frame of one latent frame.
+            official_compat: use the official pipeline's tiles unless `tiling` is given.
+            fps: frame rate, of which only official tiles depend.
 
         Returns:
             Video [B, C, F, H, W] in float32, not clamped, on the VAE's device.
@@ -418,13 +435,15 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         if as_image and latent.shape[2] != 1:
             raise ShapeError("as_image", expected="one latent frame", got=latent.shape[2])
         z = self.denormalize_latent(latent.to(self.device).float()).to(self.dtype)
-        return self._tiled_video(z, as_image, tiling or self.tiling)
+        return self._tiled_video(z, as_image, tiling or self._pipeline_tiles(official_compat, fps))
+
+    def _pipeline_tiles(self, official_compat: bool, fps: int) -> Tiling:
+        """Give the tiles of the helpers: the official pipeline passes half a second's frames."""
+        return OfficialTiles(length=fps // 2) if official_compat else self.tiling
 
     def _check(self, x: torch.Tensor, channels: int, name: str) -> None:
         if x.ndim != 5 or x.shape[1] != channels or 0 in x.shape:
-            raise ShapeError(
-                name, expected=f"{LATENT_AXES} with C = {channels}", got=list(x.shape)
-            )
+            raise ShapeError(name, expected=f"{LATENT_AXES} with C = {channels}", got=list(x.shape))
 
     def _check_multiples(self, x: torch.Tensor) -> None:
         for name, size, factor in zip(

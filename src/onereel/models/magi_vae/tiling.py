@@ -1,8 +1,8 @@
 """Cutting videos and latents into tiles, and blending the tiles' results.
 
-Two ways. `TileConfig` is ours: every tile fits the patch grid, no tile is needless, no temporal tile
-of one latent frame is left over, and blending weights add up to one everywhere. `OfficialTiles`
-repeats the official geometry exactly, needless tiles and raw neighbours included.
+Two ways. `TileConfig` is ours: every tile fits the patch grid, no tile is needless, no temporal
+tile of one latent frame is left over, and blending weights add up to one everywhere.
+`OfficialTiles` repeats the official geometry exactly, needless tiles and raw neighbours included.
 
 Blending tile b with its predecessor a over e positions: b[i] = a[-e + i] * (1 - i/e) + b[i] * i/e.
 
@@ -58,9 +58,7 @@ class AxisTiles:
             count = math.ceil(size / self.stride)
         else:
             count = 1 + max(0, math.ceil((size - self.tile) / self.stride))
-        spans = [
-            (k * self.stride, min(size, k * self.stride + self.tile)) for k in range(count)
-        ]
+        spans = [(k * self.stride, min(size, k * self.stride + self.tile)) for k in range(count)]
         if len(spans) > 1 and spans[-1][1] - spans[-1][0] < self.min_tail:
             spans[-2:] = [(spans[-2][0], size)]
         return spans
@@ -234,9 +232,7 @@ class TileConfig:
             ShapeError: a size or stride is not a positive multiple of its factor, or a stride is
                 longer than its tile.
         """
-        for name, tile, stride, factor in zip(
-            _AXES, self.tile, self.stride, factors, strict=True
-        ):
+        for name, tile, stride, factor in zip(_AXES, self.tile, self.stride, factors, strict=True):
             for label, value in ((f"tile {name}", tile), (f"tile stride_{name}", stride)):
                 if value < factor or value % factor:
                     near = max(factor, round(value / factor) * factor)
@@ -373,9 +369,7 @@ class OfficialTiles:
         )
 
 
-def _official_axis(
-    name: str, size: int, overlap: float, factor: int, *, decode: bool
-) -> AxisTiles:
+def _official_axis(name: str, size: int, overlap: float, factor: int, *, decode: bool) -> AxisTiles:
     latent = size // factor
     tile, result = (latent, latent * factor) if decode else (size, latent)
     stride = int(tile * (1 - overlap))
@@ -387,6 +381,4 @@ def _official_axis(
             hint="official temporal tiles are fps // 2 frames long; use our tiles instead",
         )
     extent = int(result * overlap)
-    return AxisTiles(
-        tile=tile, stride=stride, blend=extent, keep=result - extent, official=True
-    )
+    return AxisTiles(tile=tile, stride=stride, blend=extent, keep=result - extent, official=True)

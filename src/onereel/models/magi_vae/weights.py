@@ -7,6 +7,7 @@ Source: SandAI-org/MAGI-1 @6ff822e, inference/model/vae.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -248,7 +249,9 @@ def load_weights(model: AutoencoderKLMagi1, state: Mapping[str, torch.Tensor]) -
             if name in tensors and tensors[name].shape != tensor.shape
         ],
     }
-    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    found = [
+        f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
+    ]
     if found:
         raise CheckpointError(
             f"tensors do not fit the VAE's config; {'; '.join(found)}",
@@ -313,7 +316,8 @@ def load_official_vae(
         values = config_from_official(config)
     elif kind == AutoencoderKLMagi1.__name__:
         values = {key: value for key, value in config.items() if not key.startswith("_")}
-        check_keys(values, AutoencoderKLMagi1._get_init_keys(AutoencoderKLMagi1), CONFIG_FILE)
+        known = inspect.signature(AutoencoderKLMagi1.__init__).parameters
+        check_keys(values, known, CONFIG_FILE)
     else:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: _class_name",
@@ -322,8 +326,11 @@ def load_official_vae(
         )
     with torch.device("meta"):
         model = AutoencoderKLMagi1(**values)
-    load_weights(model, read_tensors(folder))
-    return model.to(dtype).eval() if dtype else model.eval()
+    tensors = read_tensors(folder)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    load_weights(model, tensors)
+    return model.eval()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
