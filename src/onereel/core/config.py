@@ -35,8 +35,10 @@ def check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> Non
         where: the name of the mapping in the message.
 
     Raises:
-        ConfigError: a key is not known.
+        ConfigError: it is not a mapping, or a key is not known.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(where, expected="a mapping of names to values", got=type(data).__name__)
     names = sorted(known)
     for key in data:
         if key not in names:

@@ -8,6 +8,9 @@ Source: SandAI-org/MAGI-1 @6ff822e, inference/model/dit/dit_module.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,6 +44,20 @@ class Fp8Linear(nn.Module):
         if smooth:
             self.register_buffer("smooth_scale", torch.ones(1, in_features))
         self.smooth = smooth
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move to another device, but let no cast reach the weight or the scales."""
+
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def restore_weight(self) -> None:
+        """Round the weight back to float8, exactly, after a loader has cast it up."""
+        if self.weight.dtype != torch.float8_e4m3fn:
+            self.weight.data = self.weight.data.to(torch.float8_e4m3fn)
 
     def quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         """Round x / divisor to float8; it passes through bfloat16 first, as officially."""

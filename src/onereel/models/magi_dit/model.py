@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from onereel.models.magi_dit.blocks import (
     KeyValue,
     Magi1TransformerBlock,
 )
-from onereel.models.magi_dit.fp8 import quantize_blocks
+from onereel.models.magi_dit.fp8 import Fp8Linear, quantize_blocks
 from onereel.nn.embeddings import time_features
 from onereel.nn.layers import LayerNorm, LinearFp32, PatchEmbeddingFp32
 from onereel.nn.rope import RotaryBands
@@ -198,6 +199,24 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.proj_out = LinearFp32(dim, patch * out_channels, bias=False)
         self.gradient_checkpointing = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a saved model; float8 weights stay float8 whatever `torch_dtype` asks.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub name.
+            **kwargs: of `ModelMixin.from_pretrained`.
+
+        Returns:
+            The model; with `output_loading_info`, a pair of it and the report.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for layer in model.modules():
+            if isinstance(layer, Fp8Linear):
+                layer.restore_weight()
+        return loaded
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents that the sampler holds."""
@@ -248,7 +267,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Raises:
             ShapeError: chunks, patches or ranges do not fit.
         """
-        grid, num_chunks = self._check(hidden_states, timestep)
+        grid, num_chunks = self._check(hidden_states, timestep, encoder_hidden_states)
         tokens_per_chunk = grid[0] * grid[1] * grid[2] // num_chunks
         dtype = self.blocks[0].attn1.to_q.weight.dtype
         dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
@@ -282,15 +301,25 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             return velocity, key_values
         return Magi1TransformerOutput(sample=velocity, key_values=key_values)
 
-    def _check(self, latent: torch.Tensor, timestep: torch.Tensor) -> tuple[Any, int]:
+    def _check(
+        self, latent: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
+    ) -> tuple[Any, int]:
         """Return the token grid and the number of chunks."""
         sizes = latent.shape[2:]
         patches = self.config.patch_size
         num_chunks = timestep.shape[1]
         if any(size % patch for size, patch in zip(sizes, patches, strict=True)):
             raise ShapeError("latent", expected=f"[T, H, W] multiples of {patches}", got=sizes)
-        if sizes[0] % num_chunks:
-            raise ShapeError("latent frames", expected=f"a multiple of {num_chunks}", got=sizes[0])
+        frames = num_chunks * patches[0]
+        if sizes[0] % frames:
+            raise ShapeError("latent frames", expected=f"a multiple of {frames}", got=sizes[0])
+        # Text of another number of chunks would be spread over them without an error.
+        if text.ndim != 4 or text.shape[:2] != timestep.shape:
+            raise ShapeError(
+                "text",
+                expected=f"[B, R, S, K] with [B, R] = {tuple(timestep.shape)}",
+                got=tuple(text.shape),
+            )
         if latent.shape[1] != self.latent_channels:
             raise ShapeError(
                 "latent channels", expected=str(self.latent_channels), got=latent.shape[1]
