@@ -15,7 +15,7 @@ from onereel.core.config import check_keys
 from onereel.core.errors import ConfigError, ShapeError
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.models.magi_vae.tiling import OfficialTiles
+from onereel.models.magi_vae.pixels import to_uint8
 from onereel.models.text.special_tokens import (
     ChunkCaptions,
     ConditioningFlags,
@@ -66,6 +66,11 @@ class VideoRequest:
         if self.num_frames < 1:
             raise ConfigError("num_frames", expected="at least 1", got=self.num_frames)
 
+    @property
+    def counts_prefix(self) -> bool:
+        """Whether `num_frames` counts the frames of a given video."""
+        return self.keep_prefix and not self.config.official_compat
+
 
 @dataclass(frozen=True, slots=True)
 class VideoChunk:
@@ -74,16 +79,24 @@ class VideoChunk:
     Args:
         index: absolute chunk index.
         frames: float32 [F, 3, H, W] in [-1, 1]; F may be shorter at the ends.
-        latent: the chunk's latent.
+        latent: [1, C, T, h, w] of these frames, normalised; frames that were cut off at the end
+            may share its last latent frame.
     """
 
     index: int
     frames: torch.Tensor
     latent: torch.Tensor
 
-    def to_uint8(self) -> Frames:
-        """Round to uint8 [F, H, W, 3]."""
-        frames = (self.frames.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    def to_uint8(self, *, official_compat: bool = False) -> Frames:
+        """Turn the frames into bytes.
+
+        Args:
+            official_compat: truncate as the official code does instead of rounding.
+
+        Returns:
+            uint8 [F, H, W, 3].
+        """
+        frames = to_uint8(self.frames, official_compat=official_compat)
         return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
 
 
@@ -202,32 +215,34 @@ def check_distillation(transformer: Magi1Transformer3DModel, config: ChunkSample
         )
 
 
-def encode_image(parts: MagiParts, frame: torch.Tensor) -> Prefix:
+def encode_image(parts: MagiParts, frame: torch.Tensor, *, request: VideoRequest) -> Prefix:
     """Encode a picture as the first latent frame.
 
     Args:
         parts: the networks.
         frame: float32 [3, H, W] in [-1, 1].
+        request: the video.
 
     Returns:
         The prefix of one latent frame.
     """
-    latent = _encode(parts, frame[None, :, None])
-    return Prefix(latent, frame[None], True)
+    return Prefix(_encode(parts, frame[None, :, None], request), frame[None], True)
 
 
-def encode_video(parts: MagiParts, frames: torch.Tensor) -> Prefix:
+def encode_video(parts: MagiParts, frames: torch.Tensor, *, request: VideoRequest) -> Prefix:
     """Encode given frames, cut at the front to whole latent frames.
 
     Args:
         parts: the networks.
         frames: float32 [F, 3, H, W] in [-1, 1], at least one latent frame long.
+        request: the video.
 
     Returns:
         The prefix.
 
     Raises:
         ShapeError: there are too few frames.
+        ConfigError: there are as many frames as the whole video shall have.
     """
     factor = parts.temporal_factor
     usable = len(frames) // factor * factor
@@ -235,14 +250,21 @@ def encode_video(parts: MagiParts, frames: torch.Tensor) -> Prefix:
         raise ShapeError(
             "video", expected=f"at least {factor} frames", got=len(frames),
             hint="give a longer video, or a picture",
-        )
+        )  # fmt: skip
+    if request.counts_prefix and request.num_frames <= usable:
+        raise ConfigError(
+            "num_frames", expected=f"more than the {usable} given frames, which it counts",
+            got=request.num_frames, hint=f"use {usable + request.num_frames}",
+        )  # fmt: skip
     frames = frames[len(frames) - usable :]
-    return Prefix(_encode(parts, frames.transpose(0, 1)[None]), frames, False)
+    return Prefix(_encode(parts, frames.transpose(0, 1)[None], request), frames, False)
 
 
-@torch.no_grad()
-def _encode(parts: MagiParts, video: torch.Tensor) -> torch.Tensor:
-    return parts.vae.encode_frames(video.to(parts.device)).float()
+def _encode(parts: MagiParts, video: torch.Tensor, request: VideoRequest) -> torch.Tensor:
+    compat = request.config.official_compat
+    return parts.vae.encode_frames(
+        video.to(parts.device), official_compat=compat, fps=request.fps
+    ).float()
 
 
 def count_chunks(request: VideoRequest, prefix: Prefix | None, *, temporal_factor: int) -> int:
@@ -280,7 +302,7 @@ def make_engine(
     Args:
         parts: the networks.
         request: the video.
-        captions: visible text tokens [S, K] of an absolute chunk index.
+        captions: visible text tokens [S, K] of an absolute chunk index; asked once per step.
         null_caption: visible null caption tokens.
         prefix: given frames.
         on_step: called after every step.
@@ -382,25 +404,26 @@ def stream_chunks(
         Chunks in order, cut so that exactly `num_frames` frames come out (with `official_compat`
         all frames come out, as officially).
     """
-    left = request.num_frames if not request.config.official_compat else 10**12
-    if _gives_prefix(request, prefix):
-        assert prefix is not None
-        frames = prefix.frames[:left]
-        left -= len(frames)
-        yield VideoChunk(-1, frames, prefix.latent)
+    compat = request.config.official_compat
+    left = 10**12 if compat else request.num_frames
+    if prefix is not None and not prefix.is_image and request.counts_prefix:
+        left -= len(prefix.frames)
+        yield VideoChunk(-1, prefix.frames, prefix.latent)
+    factor = parts.temporal_factor
     for chunk in engine.run():
+        given = _given_frames(chunk, prefix)
         frames = decode_finished(parts, request, chunk, prefix)[:left]
         left -= len(frames)
         if len(frames):
-            yield VideoChunk(chunk.index, frames, chunk.latent)
+            end = given + (chunk.latent.shape[2] if compat else math.ceil(len(frames) / factor))
+            yield VideoChunk(chunk.index, frames, chunk.latent[:, :, given:end])
         if left <= 0:
             return
 
 
-def _gives_prefix(request: VideoRequest, prefix: Prefix | None) -> bool:
-    if prefix is None or prefix.is_image or request.config.official_compat:
-        return False
-    return request.keep_prefix
+def _given_frames(chunk: FinishedChunk, prefix: Prefix | None) -> int:
+    """Count the leading latent frames that are not new; a given picture counts as new."""
+    return 0 if prefix is not None and prefix.is_image else chunk.num_given
 
 
 def decode_finished(
@@ -417,11 +440,11 @@ def decode_finished(
     Returns:
         float32 [F, 3, H, W] in [-1, 1]; a given picture stays in front of its video.
     """
-    is_image = prefix is not None and prefix.is_image
-    given = 0 if is_image else chunk.num_given
+    given = _given_frames(chunk, prefix)
     compat = request.config.official_compat
     latent = chunk.latent[:, :, given:] if compat else chunk.latent
-    tiling = OfficialTiles(length=request.fps // 2) if compat else None
-    video = parts.vae.decode_chunk(latent.to(parts.device), tiling=tiling)
+    video = parts.vae.decode_chunk(
+        latent.to(parts.device), official_compat=compat, fps=request.fps
+    )
     frames = video[0].transpose(0, 1).float()  # [F, 3, H, W]
     return frames if compat else frames[given * parts.temporal_factor :]

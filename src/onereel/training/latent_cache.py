@@ -6,8 +6,8 @@ A cache is a folder of shards: `shard-00000.safetensors` with the latents and `s
 with captions and seeds, the latter written last. A shard that is complete is not made again, so
 the command can be stopped and repeated; a reader sees complete shards only and may run meanwhile.
 
-Every chunk of 24 frames is encoded as the pipeline decodes it, in tiles of 12 frames; beside it
-lies the latent of its first frame encoded as an image (repeated to 4 frames), for image-to-video.
+Every chunk of 24 frames is encoded as the pipeline decodes it, in the VAE's own tiles; beside it
+lies the latent of its first frame encoded as a picture, for image-to-video.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ from onereel.core.errors import CheckpointError, ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.checkpoint import write_atomically
-from onereel.training.data import ToyboxClips, shuffled_index, to_video
+from onereel.training.data import ToyboxClips, shuffled_index
 
 CHUNK_FRAMES = 24
-TILE_FRAMES = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +53,7 @@ class CacheConfig:
         min_chunks: fewest chunks of a clip.
         max_chunks: most chunks of a clip.
         timeline_share: share of clips whose prompt changes on the way.
+        images_only: store one frame of every clip's first chunk, encoded as an image, and no video.
         shard_size: clips per shard.
     """
 
@@ -64,10 +64,13 @@ class CacheConfig:
     min_chunks: int = 4
     max_chunks: int = 10
     timeline_share: float = 0.25
+    images_only: bool = False
     shard_size: int = 64
 
     def num_chunks(self, index: int) -> int:
         """Give the number of chunks of one clip."""
+        if self.images_only:
+            return 1
         rng = np.random.default_rng(derive_seed(self.seed, "chunks", index))
         return int(rng.integers(self.min_chunks, self.max_chunks + 1))
 
@@ -100,22 +103,14 @@ def encode_chunks(vae: AutoencoderKLMagi1, video: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Normalised posterior means: [N, C, 6, h, w] and [N, C, 1, h, w], float32.
     """
-    tiles = rearrange(video, "n (k f) h w c -> (n k) f h w c", f=TILE_FRAMES)
-    latent = _encode(vae, to_video(tiles))
-    images = _encode(vae, to_video(video[:, :1]).expand(-1, -1, 4, -1, -1))
-    return rearrange(
-        latent, "(n k) c t h w -> n c (k t) h w", k=video.shape[1] // TILE_FRAMES
-    ), images
+    video = rearrange(video, "n f h w c -> n c f h w")
+    return _encode(vae, video), _encode(vae, video[:, :, :1])
 
 
 def _encode(vae: AutoencoderKLMagi1, video: Tensor) -> Tensor:
-    latents = []
-    for part in torch.split(video, 64):
-        part = part.to(vae.device)
-        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
-            mean = vae.encode(part).latent_dist.mode()
-        latents.append(vae.normalize_latent(mean.float()).cpu())
-    return torch.cat(latents)
+    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+        parts = [vae.encode_frames(part).cpu() for part in torch.split(video, 32)]
+    return torch.cat(parts)
 
 
 def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, folder: Path, shard: int) -> int:
@@ -139,7 +134,10 @@ def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, folder: Path, shar
             for index in range(start, min(start + 8, first + config.shard_size))
         ]
         chunks = torch.cat([torch.from_numpy(video) for _, (video, _, _) in clips])
-        latent, images = encode_chunks(vae, chunks)
+        if config.images_only:
+            latent = images = encode_images(vae, chunks[:, -1:])
+        else:
+            latent, images = encode_chunks(vae, chunks)
         sizes = [len(video) for _, (video, _, _) in clips]
         for (index, (_, captions, seed)), z, z_image in zip(
             clips, torch.split(latent, sizes), torch.split(images, sizes), strict=True
@@ -164,6 +162,10 @@ def _render(config: CacheConfig, index: int) -> tuple[np.ndarray, tuple[str, ...
         timeline_share=config.timeline_share,
     )
     clip = clips[index]
+    if config.images_only:  # objects that appear on the way are there in the second half
+        rng = np.random.default_rng(derive_seed(config.seed, "frame", index))
+        frame = int(rng.integers(CHUNK_FRAMES // 2, CHUNK_FRAMES))
+        return clip.video[None, frame : frame + 1], tuple(clip.captions), clips.clip_seed(index)
     video = np.asarray(clip.video).reshape(-1, CHUNK_FRAMES, config.height, config.width, 3)
     return video, tuple(clip.captions), clips.clip_seed(index)
 
@@ -379,6 +381,7 @@ def main() -> None:
         default = CacheConfig.__dataclass_fields__[name].default
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--timeline-share", type=float, default=0.25)
+    parser.add_argument("--images-only", action="store_true")
     values = vars(parser.parse_args())
     out, clips, workers = (values.pop(name) for name in ("out", "clips", "workers"))
     started, before = time.monotonic(), None

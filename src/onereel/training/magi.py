@@ -21,8 +21,9 @@ from onereel.core.seeds import derive_seed
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.presets import DIT_PRESETS
 from onereel.models.text.presets import build_text_encoder
-from onereel.models.text.special_tokens import NULL_VISIBLE, stack_captions
+from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.models.text.tokenizer import train_tokenizer
+from onereel.samplers.guidance import stack_text
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.latent_cache import LatentCache
@@ -40,6 +41,7 @@ class ToyboxMagiRecipe:
     Args:
         preset: of the transformer and the text encoder.
         cache: folder of the latent cache.
+        image_cache: folder of a latent cache of single images; the clips' own where empty.
         tokenizer: folder of the tokenizer; trained there when missing.
         vocab_size: of a new tokenizer.
         batch_size: pieces of video per step.
@@ -59,6 +61,7 @@ class ToyboxMagiRecipe:
 
     preset: str = "toybox"
     cache: str = "runs/toybox-latents"
+    image_cache: str = "runs/toybox-images"
     tokenizer: str = "runs/toybox-tokenizer"
     vocab_size: int = 320
     batch_size: int = 16
@@ -105,6 +108,7 @@ class MagiBatches:
 
     def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
         self.recipe, self.cache = recipe, cache
+        self.pictures = LatentCache(recipe.image_cache) if recipe.image_cache else None
         self.seed = derive_seed(recipe.trainer.seed, "magi-pieces")
         self.count = len(cache) - recipe.validation_items
         if self.count < 1:
@@ -130,7 +134,10 @@ class MagiBatches:
             places = range(
                 index * self.recipe.image_batch_size, (index + 1) * self.recipe.image_batch_size
             )
-            return self.images([shuffled_index(p, self.count, self.seed) for p in places], rng)
+            count = self.count
+            if self.pictures is not None:
+                count = len(self.pictures) - self.recipe.validation_items
+            return self.images([shuffled_index(p, count, self.seed) for p in places], rng)
         layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
         items = [shuffled_index(p, self.count, self.seed + 1) for p in places]
@@ -140,7 +147,7 @@ class MagiBatches:
         """Gather single frames: the first frame of a random chunk of each clip."""
         frames, captions = [], []
         for item in items:
-            clip = self.cache[item]
+            clip = self.cache[item] if self.pictures is None else self.pictures[item]
             # Early chunks show what the caption says; later ones may have lost it.
             chunk = int(rng.integers(0, min(2, len(clip.captions))))
             frames.append(clip.images[:, chunk : chunk + 1])
@@ -219,7 +226,9 @@ class MagiMethod(Method):
             Layout(num_clean=0, ages=(3, 2, 1, 0), aligned=True),
             Layout(num_clean=1, ages=(2, 1, 0), aligned=True),
         )
-        self.validation = [batches.images(last, rng)]
+        pictures = batches.pictures
+        ends = last if pictures is None else range(len(pictures) - len(last), len(pictures))
+        self.validation = [batches.images(ends, rng)]
         self.validation += [batches.pieces(list(last)[:32], layout, rng) for layout in layouts]
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
@@ -296,7 +305,7 @@ class MagiMethod(Method):
 
     def _text(
         self, captions: Sequence[Sequence[str]], layout: Layout, dropped: Sequence[bool]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Encode the captions; clean chunks and dropped items get the null caption."""
         distinct = sorted({c for item in captions for c in item[layout.num_clean :]})
         ids = [torch.tensor(self._token_ids(c), device=self.dit.device) for c in distinct]
@@ -313,9 +322,10 @@ class MagiMethod(Method):
             for item, drop in zip(captions, dropped, strict=True)
             for chunk, caption in enumerate(item)
         ]
-        text, visible = stack_captions(rows)
+        text, visible = stack_text(rows)
         shape = (len(captions), layout.num_chunks)
-        return text.unflatten(0, shape).float(), visible.unflatten(0, shape)
+        visible = None if visible is None else visible.unflatten(0, shape)
+        return text.unflatten(0, shape).float(), visible
 
     def _token_ids(self, caption: str) -> list[int]:
         if caption not in self.ids:

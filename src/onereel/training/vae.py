@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae import VAE_PRESETS
@@ -231,6 +231,26 @@ def as_tiles(frames: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def pass_colours_through(convolution: nn.Conv3d, gain: float = 0.3) -> None:
+    """Let the last convolution start as the identity on its first three channels.
+
+    From random weights the tokens would first have to undo a blur of 27 taps that mixes colours.
+    Measured with this recipe after 250 steps of 8 tiles: 26.1 dB (object pixels 21.6 dB) against
+    23.9 dB (13.2 dB). With `chroma=1, object_weight=8` it does not suffice: 15.0 dB after 388.
+
+    Args:
+        convolution: at least 3 channels to 3 channels, with a centre tap.
+        gain: weight of the centre tap; the pixels' deviation, since the input is normalised.
+    """
+    centre = [size // 2 for size in convolution.kernel_size]
+    nn.init.zeros_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    for channel in range(3):
+        convolution.weight[channel, channel, centre[0], centre[1], centre[2]] = gain
+
+
+@torch.no_grad()
 def latent_statistics(vae: AutoencoderKLMagi1, frames: Tensor) -> tuple[list[float], list[float]]:
     """Measure every latent channel's mean and standard deviation.
 
@@ -260,6 +280,7 @@ class VaeMethod(Method):
         torch.manual_seed(derive_seed(recipe.trainer.seed, "vae-init"))
         self.recipe = recipe
         self.vae = AutoencoderKLMagi1(**VAE_PRESETS[recipe.preset])
+        pass_colours_through(self.vae.decoder.conv_out)
         self.networks = {"vae": self.vae}
         self.ema_names = ("vae",)
         self.optimizers = build_optimizers(
@@ -286,7 +307,7 @@ class VaeMethod(Method):
         mean, std = posterior.mean.float(), posterior.std.float()
         generator = step_generator(recipe.trainer.seed, step, "posterior")
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        output = self.vae.decode(mean + std * noise).sample.float()
+        output = self.vae.decode(mean + std * noise, as_image=False).sample.float()
         weights = pixel_weights(
             video, object_weight=recipe.object_weight, motion_weight=recipe.motion_weight
         )
@@ -384,4 +405,4 @@ class VaeMethod(Method):
         for part in torch.split(tiles, 16):
             video = as_tiles(part).to(self.vae.device)
             latent = self.vae.encode(video).latent_dist.mode()
-            yield video, self.vae.decode(latent).sample.float().clamp(-1, 1)
+            yield video, self.vae.decode(latent, as_image=False).sample.float().clamp(-1, 1)

@@ -36,7 +36,7 @@ _TOYBOX: dict[str, Any] = {
     "in_channels": 12,
     "out_channels": 12,
     "cross_attention_dim": 128,
-    "ffn_dim": 512,
+    "ffn_dim": 496,
     "caption_max_length": 128,
 }
 
