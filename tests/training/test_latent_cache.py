@@ -19,6 +19,7 @@ from onereel.training.latent_cache import (
     LatentCache,
     build_cache,
     encode_chunks,
+    encode_images,
     write_shard,
 )
 from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
@@ -114,3 +115,17 @@ def test_settings_draw_lengths_within_bounds() -> None:
     lengths = {config.num_chunks(i) for i in range(200)}
     assert lengths == set(range(4, 11))
     assert dataclasses.replace(config, seed=1).num_chunks(0) in lengths
+
+
+def test_a_cache_of_images_holds_one_frame_per_clip(
+    vae: AutoencoderKLMagi1, tmp_path: Path
+) -> None:
+    config, folder = _config(tmp_path, images_only=True), tmp_path / "cache"
+    next(build_cache(config, folder, clips=6))
+    write_shard(vae, config, folder, 0)
+    clip = LatentCache(folder)[2]
+    assert clip.latent.shape == clip.images.shape == (12, 1, 4, 4) and len(clip.captions) == 1
+    truth = sample_clip(clip.seed, num_frames=24, height=32, width=32, timeline_share=0.5)
+    late = torch.from_numpy(np.asarray(truth.video))[12:, None]
+    distances = (encode_images(vae, late) - clip.images.float()).abs().mean((1, 2, 3, 4))
+    assert distances.min() < 0.02

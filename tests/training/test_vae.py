@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,30 @@ def test_single_frames_become_one_latent_frame(tiny_recipe: ToyboxVaeRecipe) -> 
     frames = torch.zeros(2, 1, 32, 32, 3, dtype=torch.uint8)
     assert as_tiles(frames).shape == (2, 3, 4, 32, 32)
     assert method.vae.encode(as_tiles(frames)).latent_dist.mode().shape[2] == 1
+
+
+def test_all_frames_of_a_single_latent_frame_are_compared(tiny_recipe: ToyboxVaeRecipe) -> None:
+    method = VaeMethod(tiny_recipe)
+    frames = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+    outputs: list[torch.Size] = []
+    decode = method.vae.decode
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        outputs.append(output.sample.shape)
+        return output
+
+    method.vae.decode = recorded
+    method.train_step(frames, 0)
+    assert outputs == [(1, 3, 4, 32, 32)]
+
+
+def test_last_convolution_starts_as_the_identity_on_three_channels(
+    tiny_recipe: ToyboxVaeRecipe,
+) -> None:
+    convolution = VaeMethod(tiny_recipe).vae.decoder.conv_out
+    volume = torch.randn(1, 4, 3, 5, 5)
+    assert torch.allclose(convolution(volume), 0.3 * volume[:, :3], atol=1e-6)
 
 
 def test_weights_stress_saturated_and_moving_pixels_and_average_to_one() -> None:

@@ -103,11 +103,26 @@ def encode_chunks(vae: AutoencoderKLMagi1, video: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Normalised posterior means: [N, C, 6, h, w] and [N, C, 1, h, w], float32.
     """
-    video = rearrange(video, "n f h w c -> n c f h w")
-    return _encode(vae, video), _encode(vae, video[:, :, :1])
+    return _encode(vae, video), encode_images(vae, video[:, :1])
 
 
-def _encode(vae: AutoencoderKLMagi1, video: Tensor) -> Tensor:
+@torch.no_grad()
+def encode_images(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
+    """Encode single frames as pictures.
+
+    Args:
+        vae: the VAE, with its latents' statistics.
+        frames: uint8, [N, 1, H, W, 3].
+
+    Returns:
+        Normalised posterior means, [N, C, 1, h, w], float32.
+    """
+    return _encode(vae, frames)
+
+
+def _encode(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
+    """Encode uint8 frames [N, F, H, W, 3] through the pipeline's own call."""
+    video = rearrange(frames, "n f h w c -> n c f h w")
     with torch.autocast(vae.device.type, dtype=torch.bfloat16):
         parts = [vae.encode_frames(part).cpu() for part in torch.split(video, 32)]
     return torch.cat(parts)
