@@ -1,0 +1,294 @@
+"""Between the official folder layout and ours, streaming: one shard in memory at a time.
+
+Values are kept bit for bit. Norm gains are stored as `gain - 1` officially; on the way back they
+get the dtype of the bias beside them whenever that loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from onereel.core.errors import CheckpointError, ConfigError
+from onereel.models.magi_dit import weights as dit_weights
+from onereel.models.magi_vae import weights as vae_weights
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.text.special_tokens import SpecialTokens
+from onereel.runtime.layout import CONFIG, ModelPart, keeps_fp32, key_map_arguments
+from onereel.runtime.load import stored_dtype
+from onereel.runtime.official_config import official_json, official_vae_json
+from onereel.runtime.source import MODEL_INDEX, ModelSource
+from onereel.runtime.verify import Parts, model_parts
+
+Named = tuple[str, torch.Tensor]
+_CROSS = (".attn2.to_k.", ".attn2.to_v.")
+_QKV = (".attn.to_q.", ".attn.to_k.", ".attn.to_v.")
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "spiece.model",
+)  # fmt: skip
+_TOKENS_FILE: Final = "special_tokens.safetensors"
+# Module paths are part of the file format of saved pipelines.
+_PIPELINE: Final[dict[str, Any]] = {
+    "_class_name": "Magi1Pipeline",
+    "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "T5Tokenizer"],
+    "transformer": ["onereel.models.magi_dit.model", "Magi1Transformer3DModel"],
+    "vae": ["onereel.models.magi_vae.model", "AutoencoderKLMagi1"],
+}
+
+
+def convert(
+    source: ModelSource,
+    out_folder: Path | str,
+    *,
+    to: Literal["folder", "official"] = "folder",
+    dtype: torch.dtype | None = None,
+    max_shard_gb: float = 5.0,
+) -> Path:
+    """Write a checkpoint in the other layout, or in the same one with another dtype or shards.
+
+    Args:
+        source: the checkpoint.
+        out_folder: what to write; it must not exist or be empty.
+        to: `folder` for ours, `official` for SandAI-org/MAGI-1's.
+        dtype: of the transformer's and the VAE's matrices; float8 weights, scales and the parts
+            that compute in float32 keep theirs. None keeps all.
+        max_shard_gb: size from which weights are split over files, in 10^9 bytes.
+
+    Returns:
+        What to pass to `resolve_model`: the folder, or the JSON config inside it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit.
+        ConfigError: the folder is not empty, or the official layout cannot say what ours does.
+    """
+    out = Path(out_folder)
+    if max_shard_gb <= 0:
+        raise ConfigError("max_shard_gb", expected="more than 0", got=max_shard_gb)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists already", hint="choose a new or empty folder")
+    parts = model_parts(source)
+    staging = out.absolute().with_name(out.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    write = _write_folder if to == "folder" else _write_official
+    result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9)))
+    if out.exists():
+        out.rmdir()
+    staging.rename(out.absolute())
+    return out / result
+
+
+class _Options:
+    """What every weight file is written with."""
+
+    def __init__(self, dtype: torch.dtype | None, max_bytes: int) -> None:
+        self.dtype, self.max_bytes = dtype, max_bytes
+
+
+def _write_folder(source: ModelSource, parts: Parts, out: Path, options: _Options) -> str:
+    """Write our layout."""
+    import diffusers
+
+    for label, part in (("transformer", parts.transformer), ("vae", parts.vae)):
+        assert part is not None
+        folder = out / label
+        _write_part(part, folder, "diffusion_pytorch_model", options=options)
+        part.build().save_config(folder)
+    _copy_text(source, out / "text_encoder", out / "tokenizer")
+    index = {
+        "_diffusers_version": diffusers.__version__,
+        **_PIPELINE,
+        "sampling": parts.sampling,
+    }
+    (out / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _copy_tokens(parts, out)
+    return ""
+
+
+def _write_official(source: ModelSource, parts: Parts, out: Path, options: _Options) -> str:
+    """Write the official layout, and the JSON config that points into it."""
+    transformer, vae = parts.transformer, parts.vae
+    assert transformer is not None and vae is not None
+    dtype = options.dtype or stored_dtype(transformer)
+    name = source.name.removesuffix("_config")
+    config = official_json(
+        transformer.config, vae=vae.config, sampling=parts.sampling, dtype=dtype, name=name
+    )
+    vae_config = official_vae_json(vae.config)
+    engine = config["engine_config"]
+    weights = "inference_weight" + ".fp8" * engine["fp8_quant"] + ".distill" * engine["distill"]
+    load = out / config["runtime_config"]["load"] / weights
+    _write_part(transformer, load, "model", options=options, official=True)
+    folder = out / config["runtime_config"]["vae_pretrained"]
+    _write_part(vae, folder, "diffusion_pytorch_model", options=options, official=True)
+    _write_json(folder / CONFIG, vae_config)
+    text = out / config["runtime_config"]["t5_pretrained"] / "t5-v1_1-xxl"
+    _copy_text(source, text, text)
+    _copy_tokens(parts, out)
+    _write_json(out / f"{name}_config.json", config)
+    return f"{name}_config.json"
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
+
+
+def _copy_text(source: ModelSource, encoder: Path, tokenizer: Path) -> None:
+    """Copy the text encoder's and the tokenizer's files as they are."""
+    for component, target in (("text_encoder", encoder), ("tokenizer", tokenizer)):
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(source.folder(component).iterdir()):
+            is_tokenizer = path.name in _TOKENIZER_FILES
+            if path.is_file() and is_tokenizer == (component == "tokenizer"):
+                shutil.copyfile(path, target / path.name)
+
+
+def _copy_tokens(parts: Parts, out: Path) -> None:
+    if parts.special_tokens is not None:
+        SpecialTokens.load(parts.special_tokens).save(out / _TOKENS_FILE)
+
+
+def _write_part(
+    part: ModelPart, folder: Path, stem: str, *, options: _Options, official: bool = False
+) -> None:
+    """Convert and write one model's weights."""
+
+    def converted(items: Iterable[Named]) -> Iterator[Named]:
+        ours = _ours(part, items, options.dtype)
+        return to_official(part, ours) if official else ours
+
+    planned = [(name, tensor.nbytes) for name, tensor in converted(part.tensors.meta().items())]
+    write_shards(
+        converted(part.tensors.tensors()), folder, stem=stem, planned=planned,
+        max_bytes=options.max_bytes,
+    )  # fmt: skip
+
+
+def _ours(part: ModelPart, items: Iterable[Named], dtype: torch.dtype | None) -> Iterator[Named]:
+    """Rename tensors to ours, and change the dtype of matrices where asked for."""
+    for stored, value in items:
+        for name, tensor in part.to_ours({stored: value}).items():
+            plain = tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+            if dtype is not None and plain and not keeps_fp32(part.model_class, name):
+                tensor = tensor.to(dtype)
+            yield name, tensor
+
+
+def to_official(part: ModelPart, items: Iterable[Named]) -> Iterator[Named]:
+    """Convert a stream of our tensors to the official layout.
+
+    Args:
+        part: whose tensors they are.
+        items: our names and tensors in any order; those that are stored fused wait for each other.
+
+    Yields:
+        Official names and tensors.
+
+    Raises:
+        CheckpointError: one of several fused tensors is missing.
+    """
+    is_vae = part.model_class is AutoencoderKLMagi1
+    biases = {name: info.dtype for name, info in _our_meta(part).items() if name.endswith(".bias")}
+    waiting: dict[str, torch.Tensor] = {}
+    for name, tensor in items:
+        waiting[name] = tensor
+        together = _together(name, _QKV if is_vae else _CROSS)
+        if any(other not in waiting for other in together):
+            continue
+        state = {other: waiting.pop(other) for other in together}
+        if is_vae:
+            yield from vae_weights.ours_to_official(state).items()
+            continue
+        for theirs, value in dit_weights.ours_to_official(
+            state, **key_map_arguments(part.config)
+        ).items():
+            narrow = biases.get(name.removesuffix(".weight") + ".bias")
+            yield theirs, _narrow_gain(value, state[name], narrow)
+    if waiting:
+        raise CheckpointError(f"tensors without their companions: {', '.join(sorted(waiting)[:3])}")
+
+
+def _our_meta(part: ModelPart) -> dict[str, torch.Tensor]:
+    return part.to_ours(part.tensors.meta())
+
+
+def _together(name: str, fused: Sequence[str]) -> list[str]:
+    """List the tensors that are stored as one with this one."""
+    own = next((infix for infix in fused if infix in name), None)
+    return [name] if own is None else [name.replace(own, infix) for infix in fused]
+
+
+def _narrow_gain(
+    value: torch.Tensor, gain: torch.Tensor, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """Store a shifted gain as its bias is stored, where that gives the same gain again."""
+    shifted = value.dtype == torch.float32 and dtype not in (None, value.dtype)
+    if not shifted or value.is_meta or value is gain:
+        return value
+    assert dtype is not None
+    small = value.to(dtype)
+    return small if torch.equal(small.float() + 1.0, gain.float()) else value
+
+
+def write_shards(
+    tensors: Iterable[Named],
+    folder: Path,
+    *,
+    stem: str,
+    planned: Sequence[tuple[str, int]],
+    max_bytes: int,
+) -> None:
+    """Write a stream of tensors as one safetensors file, or as shards and their index.
+
+    Args:
+        tensors: names and values.
+        folder: where to write; it is made.
+        stem: beginning of the file names.
+        planned: the same names in the same order, and their sizes in bytes.
+        max_bytes: of a file, unless a single tensor is larger.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = _group(planned, max_bytes)
+    stream, weight_map, total = iter(tensors), {}, 0
+    for number, names in enumerate(groups, start=1):
+        suffix = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+        file = f"{stem}{suffix}.safetensors"
+        shard = {name: _own_storage(tensor) for name, tensor in _take(stream, len(names))}
+        assert list(shard) == names, "the plan and the stream differ"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _group(planned: Sequence[tuple[str, int]], max_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, size in planned:
+        if groups[-1] and used + size > max_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def _take(stream: Iterator[Named], count: int) -> Iterator[Named]:
+    for _ in range(count):
+        yield next(stream)
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a view, for safetensors writes no shared memory."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
