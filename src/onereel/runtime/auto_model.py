@@ -50,6 +50,7 @@ class AutoModel(diffusers.AutoModel):
         folder = Path(path or "") / (subfolder or "")
         name = _class_name(folder)
         if name is None:
+            path = None if path is None else str(path)  # diffusers joins it with other strings
             return super().from_pretrained(path, subfolder=subfolder, **kwargs)
         part = our_part(folder)
         part.account()  # diffusers may leave a missing tensor on the meta device unnoticed

@@ -37,6 +37,7 @@ _TOKENS_FILE: Final = "special_tokens.safetensors"
 # Module paths are part of the file format of saved pipelines.
 _PIPELINE: Final[dict[str, Any]] = {
     "_class_name": "Magi1Pipeline",
+    "scheduler": [None, None],
     "text_encoder": ["transformers", "T5EncoderModel"],
     "tokenizer": ["transformers", "T5Tokenizer"],
     "transformer": ["onereel.models.magi_dit.model", "Magi1Transformer3DModel"],
@@ -101,7 +102,8 @@ def _write_folder(source: ModelSource, parts: Parts, out: Path, options: _Option
         assert part is not None
         folder = out / label
         _write_part(part, folder, "diffusion_pytorch_model", options=options)
-        part.build().save_config(folder)
+        model: Any = part.build()
+        model.save_config(folder)
     _copy_text(source, out / "text_encoder", out / "tokenizer")
     index = {
         "_diffusers_version": diffusers.__version__,

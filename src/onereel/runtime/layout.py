@@ -332,10 +332,12 @@ def sample_config(sampling: Mapping[str, Any], **changes: Any) -> ChunkSampleCon
         ConfigError: they do not fit together.
     """
     known = inspect.signature(ChunkSampleConfig).parameters
-    values = {key: value for key, value in {**sampling, **changes}.items() if key in known}
-    return ChunkSampleConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in {**sampling, **changes}.items()
+        if key in known
+    }
+    return ChunkSampleConfig(**values)
 
 
 def keeps_fp32(model_class: type[nn.Module], name: str) -> bool:

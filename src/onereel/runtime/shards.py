@@ -333,13 +333,14 @@ def _read(file: BinaryIO, count: int, path: Path, *, what: str) -> bytearray:
     """Read exactly `count` bytes."""
     data = bytearray(count)
     view, done = memoryview(data), 0
+    errors: tuple[type[BaseException], ...] = (EOFError, OSError, *_zstd_errors(path))
     try:
         while done < count:
             step = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not step:
                 break
             done += step
-    except (EOFError, OSError, *_zstd_errors(path)) as error:
+    except errors as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if done < count:
         raise CheckpointError(

@@ -87,7 +87,7 @@ class TextPart:
 
 def _digest(tensor: torch.Tensor) -> str:
     raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 def text_part(folder: Path) -> TextPart:
@@ -174,7 +174,7 @@ def load_text_encoder(
     found = [f"{len(keys)} {kind} ({keys[0]}, ...)" for kind, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"{part.folder}: tensors do not fit the config: {'; '.join(found)}")
-    encoder.to(device)  # type: ignore[arg-type]
+    encoder.to(device)
     encoder.train(False)
     return encoder
 
