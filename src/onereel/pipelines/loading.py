@@ -59,7 +59,7 @@ def official_components(
     text = parts.text_encoder
     loaders = {
         "tokenizer": lambda: load_tokenizer(source.folder("tokenizer")),
-        "text_encoder": lambda: load_text_encoder(text, dtype=dtype, device="cpu"),
+        "text_encoder": lambda: load_text_encoder(text, dtype=dtype, device=torch.device("cpu")),
         "transformer": lambda part=parts.transformer: load_part(part, dtype=dtype),
         "vae": lambda part=parts.vae: load_part(part, dtype=dtype),
     }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from onereel.core.config import check_keys
 from onereel.core.errors import ConfigError, ShapeError
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
@@ -144,55 +142,6 @@ class Prefix:
     latent: torch.Tensor
     frames: torch.Tensor
     is_image: bool
-
-
-def sample_config(sampling: Mapping[str, Any] | None, **changes: Any) -> ChunkSampleConfig:
-    """Make the sampling settings of a checkpoint, changed where asked.
-
-    Args:
-        sampling: stored settings; keys that are not sampling settings (sizes, fps) are ignored.
-        changes: values that replace stored ones; None keeps the stored one.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigError: a change is not a setting, or the values do not fit.
-    """
-    known = {f.name for f in dataclasses.fields(ChunkSampleConfig)}
-    check_keys(changes, known, "sampling")
-    values = {k: v for k, v in (sampling or {}).items() if k in known}
-    values.update({k: v for k, v in changes.items() if v is not None})
-    return ChunkSampleConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
-
-
-def with_guidance(
-    config: ChunkSampleConfig, guidance_scale: float | None, prev_chunk_scale: float | None
-) -> ChunkSampleConfig:
-    """Set the guidance strengths where the checkpoint's tables use guidance.
-
-    Args:
-        config: settings with the checkpoint's tables.
-        guidance_scale: strength towards the text; at most 1 means a single pass.
-        prev_chunk_scale: strength towards earlier chunks.
-
-    Returns:
-        The changed settings; distilled ones are returned as they are.
-    """
-    if config.distilled:
-        return config
-    prev, text = config.prev_chunk_scales, config.text_scales
-    if guidance_scale is not None and guidance_scale <= 1:
-        return dataclasses.replace(
-            config, prev_chunk_scales=(1.0,) * len(prev), text_scales=(1.0,) * len(text)
-        )
-    if guidance_scale is not None:
-        text = tuple(guidance_scale if w else 0.0 for w in text)
-    if prev_chunk_scale is not None:
-        prev = tuple(prev_chunk_scale if w != 1 else 1.0 for w in prev)
-    return dataclasses.replace(config, prev_chunk_scales=prev, text_scales=text)
 
 
 def check_distillation(transformer: Magi1Transformer3DModel, config: ChunkSampleConfig) -> None:
