@@ -54,7 +54,7 @@ class StrictModel:
 @pytest.mark.parametrize("distilled", [False, True])
 def test_cache_holds_what_every_call_needs(make_task: MakeTask, distilled: bool) -> None:
     settings = itertools.product(
-        (1, 2, 4), ((5, 4, 3, 2), (2,), (1,), (1, 6), ()), (1, 3, -1), (0, 1, 2, 5, 9, 20)
+        (1, 4), ((5, 4, 3, 2), (1,), (1, 6), ()), (1, 3, -1), (0, 1, 5, 20)
     )
     for window, ranges, clean, prefix in settings:
         config = ChunkSampleConfig(
@@ -212,13 +212,13 @@ def _join(kept: list[Any]) -> Any:
 def test_resumed_after_any_chunk_is_bit_equal(
     tiny_model: Any, make_task: MakeTask, tmp_path: Path, config: ChunkSampleConfig, prefix: int
 ) -> None:
-    task = make_task(7, prefix)
+    task = make_task(6, prefix)
     engine = ChunkEngine(tiny_model, config, task=task)
     chunks = []
     for chunk in engine.run():
         chunks.append(chunk)
         save_file(engine.state_dict(), tmp_path / f"{len(chunks)}.safetensors")
-    for done in range(1, len(chunks) + 1):
+    for done in (1, 3, len(chunks)):
         again = ChunkEngine(tiny_model, config, task=task)
         again.load_state_dict(load_file(tmp_path / f"{done}.safetensors"))
         rest = list(again.run())
