@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ class Magi1VideoToVideoPipeline(Magi1BasePipeline):
 
 def _call_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of `Magi1Pipeline.__call__`, refusing unknown names."""
-    defaults = dict(Magi1Pipeline.__call__.__kwdefaults__)
-    names = {*defaults, "negative_prompt", "keep_prefix"}
-    check_keys(options, names, "arguments")
-    return {"negative_prompt": None, **defaults, **options}
+    parameters = inspect.signature(Magi1Pipeline.__call__).parameters
+    defaults = {n: p.default for n, p in parameters.items() if n not in ("self", "prompt")}
+    check_keys(options, {*defaults, "keep_prefix"}, "arguments")
+    return {**defaults, **options}

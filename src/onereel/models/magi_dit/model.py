@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -216,6 +216,20 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if isinstance(layer, Fp8Linear):
                 layer.restore_weight()
         return loaded
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast as `ModelMixin.to`; `channels_last` means that of 5-D weights here.
+
+        Args:
+            *args: as of torch.
+            **kwargs: as of torch.
+
+        Returns:
+            The model itself.
+        """
+        if kwargs.get("memory_format") is torch.channels_last:
+            kwargs["memory_format"] = torch.channels_last_3d
+        return super().to(*args, **kwargs)
 
     @property
     def latent_channels(self) -> int:
