@@ -77,7 +77,7 @@ def main() -> None:
     rows.append(to_uint8(frames))
     labels.append(f"from a video (first third given): {caption}")
     frames = pipe(
-        TIMELINE[0], chunk_prompts=TIMELINE, num_frames=96, generator=generator(), **options
+        chunk_prompts=TIMELINE, num_frames=96, generator=generator(), **options
     ).frames[0]
     rows.append(to_uint8(frames))
     labels.append(f"timeline: {TIMELINE[0]}, then {TIMELINE[2]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,13 +36,14 @@ from onereel.pipelines.stream import (
     VideoRequest,
     check_distillation,
     chunk_captions,
-    count_chunks,
+    chunks_of,
     make_engine,
     stream_chunks,
 )
 from onereel.runtime.verify import preflight
+from onereel.samplers.engine import StepCallback
 from onereel.samplers.guidance import GuidanceRuntime
-from onereel.samplers.plan import ChunkCall
+from onereel.samplers.plan import ChunkCall, num_stages
 
 _FALLBACK = {"height": 480, "width": 832, "num_frames": 81, "num_steps": 50, "fps": 24}
 _RECOMPILES = 64  # window sizes, with and without history, times guidance passes
@@ -141,6 +142,8 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         else:
             if not given:
                 preflight(source)
+            # Otherwise the text encoder alone would come in the file's dtype.
+            kwargs.setdefault("torch_dtype", torch.float32)
             pipeline = super().from_pretrained(str(source.path), **kwargs)
         tokens = source.special_tokens_file()
         if tokens is not None:
@@ -342,7 +345,7 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         prompts: Prompts,
         *,
         prefix: Prefix | None = None,
-        on_step: Callable[[ChunkCall, torch.Tensor], torch.Tensor | None] | None = None,
+        on_step: StepCallback | None = None,
     ) -> Iterator[VideoChunk]:
         """Make one video chunk by chunk, with flat memory.
 
@@ -356,23 +359,7 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
             Decoded chunks.
         """
         parts = self.parts()
-        num_chunks = count_chunks(request, prefix, temporal_factor=parts.temporal_factor)
-        given = 0 if prefix is None else prefix.latent.shape[2] // request.config.chunk_width
-        captions = chunk_captions(
-            parts,
-            prompts.rows(max(1, num_chunks - given)),
-            num_prefix_chunks=given,
-            flags=request.flags,
-            negative=prompts.negative,
-        )
-        engine = make_engine(
-            parts,
-            request,
-            captions=lambda chunk: captions.cond[chunk],
-            null_caption=captions.null,
-            prefix=prefix,
-            on_step=on_step,
-        )
+        engine = make_engine(parts, request, prompts, prefix=prefix, on_step=on_step)
         self.engine = engine
         self._num_timesteps = engine.num_steps
         with _recompile_limit(self.transformer):
@@ -406,7 +393,10 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         """Make one video: [F, 3, H, W], or its latent [C, T, h, w]."""
         prefix = self._prefix(given, request)
         callback = options["callback_on_step_end"]
-        bar = self.progress_bar(total=self._steps_of(request, prefix))
+        config = request.config
+        num_chunks, num_given = chunks_of(self.parts(), request, prefix)
+        stages = num_stages(config, num_chunks=num_chunks, num_prefix_chunks=num_given)
+        bar = self.progress_bar(total=stages * config.steps_per_stage)
 
         def on_step(call: ChunkCall, window: torch.Tensor) -> torch.Tensor | None:
             bar.update()
@@ -439,12 +429,6 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
     def _latent_size(self, request: VideoRequest) -> tuple[int, int]:
         factor = self.vae_scale_factor_spatial
         return request.height // factor, request.width // factor
-
-    def _steps_of(self, request: VideoRequest, prefix: Prefix | None) -> int:
-        config = request.config
-        chunks = count_chunks(request, prefix, temporal_factor=self.vae_scale_factor_temporal)
-        given = 0 if prefix is None else prefix.latent.shape[2] // config.chunk_width
-        return (chunks - given + config.window_size - 1) * config.steps_per_stage
 
     def _prefix(self, given: Any, request: VideoRequest) -> Prefix | None:
         del given, request

@@ -20,9 +20,11 @@ from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.presets import DIT_PRESETS
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.presets import build_text_encoder
 from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.models.text.tokenizer import train_tokenizer
+from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.samplers.guidance import stack_text
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
@@ -32,6 +34,17 @@ from onereel.training.optim import build_optimizers
 from onereel.world import sample_captions
 
 WIDTH = 6  # latent frames per chunk
+
+# What the checkpoint asks of the sampler; see ChunkSampleConfig. The rest are MAGI's own values.
+TOYBOX_SAMPLING: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "fps": 24,
+    "num_frames": 96,
+    "num_steps": 32,
+    "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
+    "text_scales": (4.0, 4.0, 4.0, 1.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,19 +261,23 @@ class MagiMethod(Method):
         return losses
 
     def export(self, folder: Path) -> None:
-        """Write transformer, text encoder, tokenizer and VAE as a checkpoint folder."""
+        """Write a checkpoint folder that pipelines load: bfloat16 weights and sampling settings."""
+        copies: dict[str, Any] = {
+            "transformer": Magi1Transformer3DModel.from_config(self.dit.config),
+            "text_encoder": type(self.text)(self.text.config),
+        }
+        copies["transformer"].load_state_dict(self.dit.state_dict())
+        copies["text_encoder"].load_state_dict(self.text.state_dict())
+        vae = AutoencoderKLMagi1.from_pretrained(self.vae_folder)
+        pipeline = Magi1Pipeline(
+            tokenizer=self.tokenizer, vae=vae, sampling=dict(TOYBOX_SAMPLING), **copies
+        )
+        for part in (vae, *copies.values()):
+            for parameter in part.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         staging = folder.with_name(folder.name + ".part")
         shutil.rmtree(staging, ignore_errors=True)
-        for name, network in (("transformer", self.dit), ("text_encoder", self.text)):
-            copy = (
-                type(network).from_config(network.config)
-                if name == "transformer"
-                else (type(network)(network.config))
-            )
-            copy.load_state_dict(network.state_dict())
-            copy.to(torch.bfloat16).save_pretrained(staging / name)
-        self.tokenizer.save_pretrained(staging / "tokenizer")
-        shutil.copytree(self.vae_folder, staging / "vae")
+        pipeline.save_pretrained(staging)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
 
