@@ -33,7 +33,7 @@ def test_frames_follow_the_index_rule(tmp_path: Path, rates: tuple[float, float]
     source, target = rates
     path = tmp_path / "count.mp4"
     write_counting_video(path, 30, exact_fps(source))
-    want = resample_indices(30, source, target)
+    want = resample_indices(30, source, fps_out=target)
     assert _shown(read_video(path, height=16, width=16, fps=target)) == want
     first = read_video(path, height=16, width=16, fps=target, num_frames=5)
     assert _shown(first) == want[:5]
@@ -44,7 +44,7 @@ def test_frames_follow_the_index_rule(tmp_path: Path, rates: tuple[float, float]
 def test_the_end_of_a_long_video_is_reached_by_a_jump(tmp_path: Path) -> None:
     path = tmp_path / "count.mp4"
     write_counting_video(path, 50, 10)
-    want = resample_indices(50, 10, 24)[-12:]
+    want = resample_indices(50, 10, fps_out=24)[-12:]
     assert _shown(read_video(path, height=16, width=16, num_frames=12, take="end")) == want
 
 

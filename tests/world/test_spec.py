@@ -42,7 +42,9 @@ def test_held_out_rule_is_the_crc_of_colour_shape_motion() -> None:
     for background in (0, 7):
         assert SceneSpec(objects=(first,), motion="linear", background=background).is_held_out()
     combos = list(itertools.product(COLOURS, SHAPES, MOTIONS))
-    share = np.mean([combination_held_out(*c) for c in combos])
+    share = np.mean(
+        [combination_held_out(colour, shape, motion=motion) for colour, shape, motion in combos]
+    )
     assert 0.07 < share < 0.14
 
 

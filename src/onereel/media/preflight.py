@@ -16,7 +16,7 @@ SUFFIXES = (".mp4", ".mov", ".mkv", ".gif")
 STDOUT = "-"
 
 
-def estimate_bytes(width: int, height: int, num_frames: int) -> int:
+def estimate_bytes(width: int, height: int, *, num_frames: int) -> int:
     """Guess, generously, how large a video becomes at the default quality.
 
     Args:

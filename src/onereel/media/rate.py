@@ -44,7 +44,7 @@ def round_half_up(value: Fraction) -> int:
     return math.floor(value + Fraction(1, 2))
 
 
-def resample_indices(num_frames: int, fps_in: Rate, fps_out: Rate) -> list[int]:
+def resample_indices(num_frames: int, fps_in: Rate, *, fps_out: Rate) -> list[int]:
     """Map the frames of a constant-rate video to another rate.
 
     Output slot j shows the last input frame whose slot, round_half_up(k * fps_out / fps_in), is

@@ -16,7 +16,7 @@ Policy = Literal["fit", "crop", "pad"]
 Pixels = npt.NDArray[np.uint8]
 
 
-def check_target(height: int, width: int, policy: str) -> None:
+def check_target(height: int, width: int, *, policy: str) -> None:
     """Refuse sizes and policies that cannot work.
 
     Args:
@@ -93,7 +93,7 @@ class Scaler:
     """
 
     def __init__(self, *, height: int, width: int, policy: Policy = "fit") -> None:
-        check_target(height, width, policy)
+        check_target(height, width, policy=policy)
         self._target = (height, width)
         self._policy = policy
         self._graph: Graph | None = None

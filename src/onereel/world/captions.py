@@ -238,7 +238,7 @@ def caption(spec: SceneSpec, rng: Rng = None) -> str:
     return text
 
 
-def change_caption(before: SceneSpec, after: SceneSpec, rng: Rng = None) -> str:
+def change_caption(before: SceneSpec, after: SceneSpec, *, rng: Rng = None) -> str:
     """Describe the chunk in which one spec turns into another.
 
     Args:
@@ -289,7 +289,7 @@ def sample_captions(count: int, seed: int = 0) -> list[str]:
         after = dataclasses.replace(before, motion=("linear", "static")[int(rng.integers(2))])
         if after.motion == "linear":
             after = dataclasses.replace(after, objects=spec.objects)
-        texts.append(change_caption(before, after, rng))
+        texts.append(change_caption(before, after, rng=rng))
     return texts
 
 

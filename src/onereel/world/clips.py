@@ -74,7 +74,7 @@ def sample_clip(
         after = _settled(after)
         later = caption(after, rng)
         # some users name what changes, others describe the scene as it is from now on
-        now = change_caption(first, after, rng) if rng.random() < 0.7 else later
+        now = change_caption(first, after, rng=rng) if rng.random() < 0.7 else later
         specs[at:] = [after] * (chunks - at)
         texts[at:] = [now] + [later] * (chunks - at - 1)
     episode = simulate_chunks(specs, seed, num_frames=num_frames, height=height, width=width)

@@ -114,7 +114,7 @@ def step(body: Body, dt: float) -> str | None:
     return _step_y(body, dt) or along
 
 
-def step_pair(first: Body, second: Body, dt: float) -> list[tuple[str, int]]:
+def step_pair(first: Body, second: Body, *, dt: float) -> list[tuple[str, int]]:
     """Move two bodies of equal mass that collide elastically.
 
     Args:

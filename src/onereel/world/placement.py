@@ -33,7 +33,7 @@ class Stage:
         return self.height * (1.0 - FLOOR_SHARE) if self.floor else float(self.height)
 
 
-def make_body(thing: ObjectSpec, stage: Stage, angle: float) -> Body:
+def make_body(thing: ObjectSpec, stage: Stage, *, angle: float) -> Body:
     """Create a body at rest, not yet placed.
 
     Args:
@@ -145,7 +145,7 @@ def place_mover(body: Body, spec: SceneSpec, *, stage: Stage, rng: np.random.Gen
 
 
 def place_target(
-    mover: Body, target: Body, spec: SceneSpec, *, stage: Stage, rng: np.random.Generator
+    mover: Body, target: Body, *, spec: SceneSpec, stage: Stage, rng: np.random.Generator
 ) -> None:
     """Place the pair of `collide` so that they meet within the first second.
 

@@ -169,10 +169,10 @@ def _draw(
     dy = (rows + np.float32(0.5)).astype(np.float32) - y  # [F, tall, 1]
     turn = angle[:, None, None]
     drop = np.float32(_DROP * height)
-    far = half_plane_distances(shape, dx - 0.6 * drop, dy - drop, radius=r, angle=turn)
+    far = half_plane_distances(shape, dx - 0.6 * drop, dy=dy - drop, radius=r, angle=turn)
     fade = opacity[:, None, None]
     shadow = soften(far, 2.5) * (_SHADOW * fade)
-    alpha = soften(half_plane_distances(shape, dx, dy, radius=r, angle=turn)) * fade
+    alpha = soften(half_plane_distances(shape, dx, dy=dy, radius=r, angle=turn)) * fade
     # a dome of light: symmetric about the centroid, so that it does not shift what is measured
     light = np.clip(0.5 - (dx * dx + dy * dy) / (r * r), -0.6, 0.5) * np.float32(_SHADE)
     patch = video[index].astype(np.float32)

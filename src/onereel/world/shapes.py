@@ -55,7 +55,7 @@ def _edges(shape: str) -> tuple[tuple[float, float, float], ...]:
     return tuple(found)
 
 
-def support(shape: str, angle: float, direction: tuple[float, float]) -> float:
+def support(shape: str, angle: float, *, direction: tuple[float, float]) -> float:
     """Measure how far a shape of radius 1 reaches in a direction.
 
     Args:
@@ -86,12 +86,12 @@ def reach(shape: str, angle: float) -> tuple[float, float, float, float]:
         Four distances in radii.
     """
     sides = ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))
-    left, right, up, down = (support(shape, angle, side) for side in sides)
+    left, right, up, down = (support(shape, angle, direction=side) for side in sides)
     return left, right, up, down
 
 
 def half_plane_distances(
-    shape: str, dx: Array, dy: Array, *, radius: Array, angle: Array
+    shape: str, dx: Array, *, dy: Array, radius: Array, angle: Array
 ) -> list[Array]:
     """Measure signed distances to each edge's line, negative inside.
 
@@ -155,4 +155,4 @@ def coverage(
     rows = np.arange(size[0], dtype=np.float32)[:, None] + np.float32(0.5 - centre[1])
     cols = np.arange(size[1], dtype=np.float32)[None, :] + np.float32(0.5 - centre[0])
     size_1, turn_1 = np.array([radius], np.float32), np.array([angle], np.float32)
-    return soften(half_plane_distances(shape, cols, rows, radius=size_1, angle=turn_1))
+    return soften(half_plane_distances(shape, cols, dy=rows, radius=size_1, angle=turn_1))

@@ -93,7 +93,7 @@ def simulate_chunks(
     rng = np.random.default_rng((seed, 0))
     stage = Stage(width=width, height=height, floor=first.floor)
     angles = [0.0 if first.floor else float(rng.uniform(-_TILT, _TILT)) for _ in cast]
-    bodies = [make_body(o, stage, a) for o, a in zip(cast, angles, strict=True)]
+    bodies = [make_body(o, stage, angle=a) for o, a in zip(cast, angles, strict=True)]
     onset = int(rng.integers(9, 15)) if first.motion == "appear" else int(rng.integers(10, 18))
     slab = _slab(first, bodies[0], stage=stage, rng=rng)
     motion, events = _run(specs, bodies, num_frames=num_frames, stage=stage, rng=rng, fps=fps)
@@ -156,7 +156,7 @@ def _run(
     place_mover(mover, first, stage=stage, rng=rng)
     pair = first.motion == "collide"
     if pair:
-        place_target(mover, bodies[1], first, stage=stage, rng=rng)
+        place_target(mover, bodies[1], spec=first, stage=stage, rng=rng)
     moving = bodies[: 2 if pair else 1]
     start_motion(mover, first, stage=stage, rng=rng)
     start = Body(x=mover.x, y=mover.y, radius=mover.radius, low=mover.low, high=mover.high)
@@ -175,7 +175,7 @@ def _run(
             motion[frame, i] = (body.x, body.y, body.vx, body.vy)
         for _ in range(SUBSTEPS):
             if pair:
-                found = step_pair(mover, bodies[1], dt)
+                found = step_pair(mover, bodies[1], dt=dt)
             else:
                 what = step(mover, dt)
                 found = [(what, 0)] if what else []

@@ -164,7 +164,7 @@ class SceneSpec:
             spec/evaluation.md 9.1.
         """
         first = self.objects[0]
-        return combination_held_out(first.colour, first.shape, self.motion)
+        return combination_held_out(first.colour, first.shape, motion=self.motion)
 
 
 def _canonical(data: object) -> str:
@@ -172,7 +172,7 @@ def _canonical(data: object) -> str:
 
 
 @cache
-def combination_held_out(colour: str, shape: str, motion: str) -> bool:
+def combination_held_out(colour: str, shape: str, *, motion: str) -> bool:
     """Apply the held-out rule to one combination.
 
     Args:
@@ -193,7 +193,7 @@ def combination_held_out(colour: str, shape: str, motion: str) -> bool:
 @cache
 def _combinations(motion: str, held_out: bool) -> tuple[tuple[str, str], ...]:
     pairs = ((c, s) for c in COLOURS for s in SHAPES)
-    return tuple(p for p in pairs if combination_held_out(*p, motion) == held_out)
+    return tuple(p for p in pairs if combination_held_out(*p, motion=motion) == held_out)
 
 
 def _pick(rng: np.random.Generator, items: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def to_float64(values: Values) -> torch.Tensor:
     return values.detach().to("cpu", torch.float64)
 
 
-def compare(name: str, got: Values, want: Values, *, atol: float, rtol: float = 0.0) -> CaseResult:
+def compare(name: str, got: Values, *, want: Values, atol: float, rtol: float = 0.0) -> CaseResult:
     """Compare values elementwise.
 
     Args:

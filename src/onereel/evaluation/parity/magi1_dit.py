@@ -33,7 +33,7 @@ def _tensors(folder: Path, case: Case) -> dict[str, torch.Tensor]:
 def _close(case: Case, label: str, got: torch.Tensor, want: torch.Tensor) -> CaseResult:
     name = f"{case['id']}.{label}" if label else case["id"]
     tol = case["tol"]
-    return compare(name, got.float(), want.float(), atol=tol["atol"], rtol=tol["rtol"])
+    return compare(name, got.float(), want=want.float(), atol=tol["atol"], rtol=tol["rtol"])
 
 
 def _exact(name: str, got: object, want: object) -> CaseResult:
@@ -248,7 +248,7 @@ def _fp8_linear(folder: Path, case: Case) -> Iterator[CaseResult]:
                 getattr(layer, name).copy_(parts[name])
         quantized = layer.quantized_input(parts["x"]).float()
         yield compare(
-            f"{case['id']}.{kind}.x", quantized, parts["x_quantised_as_f32"], atol=0.0
+            f"{case['id']}.{kind}.x", quantized, want=parts["x_quantised_as_f32"], atol=0.0
         )
         yield _close(case, f"{kind}.y", layer(parts["x"]).bfloat16(), parts["y"])
 

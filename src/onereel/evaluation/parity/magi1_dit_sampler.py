@@ -146,7 +146,7 @@ def run_sampler_case(
         emitted.append(index)
         want = tensors[f"chunk_{index}"]
         got = chunk.latent[:, :, given:]
-        yield compare(f"{case['id']}.chunk_{index}", got, want, **tol)
+        yield compare(f"{case['id']}.chunk_{index}", got, want=want, **tol)
     passed = emitted == list(case["emitted"])
     yield CaseResult(f"{case['id']}.emitted", passed, float(not passed), 0.0, str(emitted))
     for name, want in tensors.items():
@@ -154,4 +154,4 @@ def run_sampler_case(
         if match:
             call, velocity = velocities[int(match[1])]
             skip = width if call.clean_chunk is not None else 0
-            yield compare(f"{case['id']}.{name}", velocity, want[:, :, skip:], **tol)
+            yield compare(f"{case['id']}.{name}", velocity, want=want[:, :, skip:], **tol)

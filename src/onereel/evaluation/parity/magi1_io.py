@@ -83,7 +83,7 @@ def _image(folder: Path, case: dict[str, Any], want: np.ndarray) -> CaseResult:
         apply_orientation=False,
         alpha="drop",
     )
-    return compare(f"image {case['output']}", got[None], want, atol=_LEVELS)
+    return compare(f"image {case['output']}", got[None], want=want, atol=_LEVELS)
 
 
 def _video(folder: Path, case: dict[str, Any], want: np.ndarray) -> CaseResult:
@@ -96,13 +96,13 @@ def _video(folder: Path, case: dict[str, Any], want: np.ndarray) -> CaseResult:
         num_frames=case["prefix_frame"],
         allow_short=True,
     )
-    return compare(f"video {case['output']}", got, want, atol=_LEVELS)
+    return compare(f"video {case['output']}", got, want=want, atol=_LEVELS)
 
 
 def _resample(case: dict[str, Any]) -> CaseResult:
-    got = resample_indices(case["src_frames"], case["src_fps"], case["dst_fps"])
+    got = resample_indices(case["src_frames"], case["src_fps"], fps_out=case["dst_fps"])
     name = f"fps {case['src_frames']} frames {case['src_fps']} to {case['dst_fps']}"
-    return compare(name, np.array(got), np.array(case["mapping"]), atol=0)
+    return compare(name, np.array(got), want=np.array(case["mapping"]), atol=0)
 
 
 def _bookkeeping(case: dict[str, Any]) -> CaseResult:
@@ -125,4 +125,4 @@ def _bookkeeping(case: dict[str, Any]) -> CaseResult:
         case["official_frames_fps24"],
     ]
     name = f"bookkeeping {case['num_frames']} frames, prefix {case['prefix_latents']}"
-    return compare(name, np.array(got), np.array(want), atol=0)
+    return compare(name, np.array(got), want=np.array(want), atol=0)

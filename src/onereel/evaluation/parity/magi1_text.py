@@ -77,8 +77,8 @@ def run_encoder_cases(folder: Path) -> Iterator[CaseResult]:
     short = encode_token_ids(token_ids, encoder, batch_size=1)
     for number, want in enumerate(hidden):
         visible: Tensor = want[mask[number].bool()]
-        yield compare(f"t5_{number}/padded", padded[number], want, atol=_T5_ATOL)
-        yield compare(f"t5_{number}/visible", short[number], visible, atol=_T5_ATOL)
+        yield compare(f"t5_{number}/padded", padded[number], want=want, atol=_T5_ATOL)
+        yield compare(f"t5_{number}/visible", short[number], want=visible, atol=_T5_ATOL)
 
 
 def _load_encoder(config: Mapping[str, Any], weights: Path) -> T5EncoderModel:

@@ -170,7 +170,7 @@ _OPERATIONS: dict[str, Operation] = {
 
 def _compare_bf16(name: str, got: torch.Tensor, want: torch.Tensor) -> CaseResult:
     if got.shape != want.shape:
-        return compare(name, got, want, atol=_BF16_MEAN_ERROR)
+        return compare(name, got, want=want, atol=_BF16_MEAN_ERROR)
     ours, theirs = got.double().flatten(), want.double().flatten()
     cosine = float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))
     error = float((ours - theirs).abs().mean())
@@ -179,7 +179,7 @@ def _compare_bf16(name: str, got: torch.Tensor, want: torch.Tensor) -> CaseResul
 
 
 def _compare_bytes(name: str, got: torch.Tensor, want: torch.Tensor) -> CaseResult:
-    result = compare(name, got, want, atol=1.0)
+    result = compare(name, got, want=want, atol=1.0)
     if got.shape != want.shape:
         return result
     share = float((got != want).double().mean())
@@ -194,7 +194,7 @@ def _verdict(name: str, got: torch.Tensor | None, want: torch.Tensor, *, rtol: f
         return _compare_bytes(name, got, want)
     if want.dtype in (torch.bfloat16, torch.float16):
         return _compare_bf16(name, got, want)
-    return compare(name, got, want, atol=_FLOAT32_ATOL, rtol=rtol)
+    return compare(name, got, want=want, atol=_FLOAT32_ATOL, rtol=rtol)
 
 
 def _tensors(files: Tensors, named: Mapping[str, Any]) -> Tensors:

@@ -95,7 +95,7 @@ def run_prompt_case(folder: Path, case: Mapping[str, Any]) -> list[CaseResult]:
         "visible_null": (captions.null.repeat(chunks, 1), _visible(layout, 1)),
     }
     return [
-        compare(f"{case['id']}/{name}", got, want, atol=case["tol"]["atol"])
+        compare(f"{case['id']}/{name}", got, want=want, atol=case["tol"]["atol"])
         for name, (got, want) in pairs.items()
     ]
 
@@ -116,7 +116,7 @@ def run_token_rows_case(folder: Path, case: Mapping[str, Any]) -> list[CaseResul
         tokens = SpecialTokens.load(folder / file)
         got = torch.cat([tokens.row(name) for name in rows])
         want = load_file(folder / file)["other_tokens"].half().float()[list(rows.values())]
-        results.append(compare(f"{case['id']}/{model}", got, want, atol=0.0))
+        results.append(compare(f"{case['id']}/{model}", got, want=want, atol=0.0))
     return results
 
 
