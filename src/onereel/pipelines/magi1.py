@@ -172,5 +172,5 @@ def _call_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of `Magi1Pipeline.__call__`, refusing unknown names."""
     parameters = inspect.signature(Magi1Pipeline.__call__).parameters
     defaults = {n: p.default for n, p in parameters.items() if n not in ("self", "prompt")}
-    check_keys(options, {*defaults, "keep_prefix"}, "arguments")
+    check_keys(options, {*defaults, "keep_prefix"}, where="arguments")
     return {**defaults, **options}

@@ -73,7 +73,7 @@ def sample_config(sampling: Mapping[str, Any] | None, **changes: Any) -> ChunkSa
         ConfigError: a change is not a setting, or the values do not fit.
     """
     known = {f.name for f in dataclasses.fields(ChunkSampleConfig)}
-    check_keys(changes, known, "sampling")
+    check_keys(changes, known, where="sampling")
     values = {k: v for k, v in (sampling or {}).items() if k in known}
     values.update({k: v for k, v in changes.items() if v is not None})
     return ChunkSampleConfig(

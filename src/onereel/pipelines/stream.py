@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from onereel.models.text.special_tokens import (
     SpecialTokens,
     build_captions,
 )
-from onereel.samplers.engine import ChunkEngine, ChunkTask, FinishedChunk
+from onereel.pipelines.prompts import Prompts
+from onereel.samplers.engine import ChunkEngine, ChunkTask, FinishedChunk, StepCallback
 from onereel.samplers.guidance import GuidanceRuntime, VelocityModel
 from onereel.samplers.plan import ChunkSampleConfig
 
@@ -211,80 +212,106 @@ def encode_video(parts: MagiParts, frames: torch.Tensor, *, request: VideoReques
 
 def _encode(parts: MagiParts, video: torch.Tensor, request: VideoRequest) -> torch.Tensor:
     compat = request.config.official_compat
+    _wake(parts.vae)
     return parts.vae.encode_frames(
         video.to(parts.device), official_compat=compat, fps=request.fps
     ).float()
 
 
-def count_chunks(request: VideoRequest, prefix: Prefix | None, *, temporal_factor: int) -> int:
+def count_chunks(
+    request: VideoRequest, given: int, *, is_image: bool = False, temporal_factor: int = 4
+) -> int:
     """Count the chunks of a video, given ones included.
 
     Args:
         request: the video.
-        prefix: given frames.
+        given: given latent frames.
+        is_image: whether they are a picture.
         temporal_factor: frames per latent frame.
 
     Returns:
         Chunks; with `official_compat`, as the official code counts (it adds the prefix on top).
     """
     width = request.config.chunk_width
-    given = 0 if prefix is None else prefix.latent.shape[2]
     if request.config.official_compat:
         return math.ceil((request.num_frames // temporal_factor + given) / width)
     frames = request.num_frames
-    if prefix is not None and not prefix.is_image and not request.keep_prefix:
+    if not is_image and not request.counts_prefix:
         frames += given * temporal_factor
     return math.ceil(frames / (width * temporal_factor))
+
+
+def chunks_of(parts: MagiParts, request: VideoRequest, prefix: Prefix | None) -> tuple[int, int]:
+    """Count all chunks of a video, and those given whole.
+
+    Args:
+        parts: the networks.
+        request: the video.
+        prefix: given frames.
+
+    Returns:
+        Both counts.
+    """
+    if prefix is None:
+        return count_chunks(request, 0, temporal_factor=parts.temporal_factor), 0
+    given = prefix.latent.shape[2]
+    total = count_chunks(
+        request, given, is_image=prefix.is_image, temporal_factor=parts.temporal_factor
+    )
+    return total, given // request.config.chunk_width
 
 
 def make_engine(
     parts: MagiParts,
     request: VideoRequest,
+    prompts: Prompts,
     *,
-    captions: Callable[[int], torch.Tensor],
-    null_caption: torch.Tensor,
     prefix: Prefix | None = None,
-    on_step: Callable[..., Any] | None = None,
+    on_step: StepCallback | None = None,
 ) -> ChunkEngine:
     """Set up the engine of one video.
 
     Args:
         parts: the networks.
         request: the video.
-        captions: visible text tokens [S, K] of an absolute chunk index; asked once per step.
-        null_caption: visible null caption tokens.
+        prompts: encoded text.
         prefix: given frames.
-        on_step: called after every step.
+        on_step: called after every step with the call and the latents in flight, which it may
+            replace by what it returns.
 
     Returns:
         The engine.
 
     Raises:
         ConfigError: the settings do not fit the weights, or nothing is left to generate.
+        ShapeError: the noise has another shape.
     """
     check_distillation(parts.transformer, request.config)
     factor, width = parts.spatial_factor, request.config.chunk_width
-    noise, model = request.noise, parts.transformer
-    num_chunks = count_chunks(request, prefix, temporal_factor=parts.temporal_factor)
-    shape = (
-        int(parts.vae.config.z_dim),
-        request.height // factor,
-        request.width // factor,
-    )
-    if noise is not None and tuple(noise.shape) != (1, shape[0], num_chunks * width, *shape[1:]):
-        wanted = (1, shape[0], num_chunks * width, *shape[1:])
+    num_chunks, given = chunks_of(parts, request, prefix)
+    size = (int(parts.vae.config.z_dim), request.height // factor, request.width // factor)
+    noise = request.noise
+    wanted = (1, size[0], num_chunks * width, *size[1:])
+    if noise is not None and tuple(noise.shape) != wanted:
         raise ShapeError("latents", expected=str(wanted), got=tuple(noise.shape))
+    captions = chunk_captions(
+        parts,
+        prompts.rows(max(1, num_chunks - given)),
+        num_prefix_chunks=given,
+        flags=request.flags,
+        negative=prompts.negative,
+    )
     task = ChunkTask(
         num_chunks=num_chunks,
-        latent_shape=shape,
-        condition=captions,
-        null_caption=null_caption,
+        latent_shape=size,
+        condition=lambda chunk: captions.cond[chunk],
+        null_caption=captions.null,
         seed=request.seed,
         prefix=None if prefix is None else prefix.latent,
         noise=None if noise is None else lambda c: noise[:, :, c * width : (c + 1) * width],
     )
     return ChunkEngine(
-        _bound(model, parts.attention_kwargs),
+        _bound(parts.transformer, parts.attention_kwargs),
         request.config,
         task=task,
         runtime=parts.runtime,
@@ -375,6 +402,13 @@ def _given_frames(chunk: FinishedChunk, prefix: Prefix | None) -> int:
     return 0 if prefix is not None and prefix.is_image else chunk.num_given
 
 
+def _wake(model: torch.nn.Module) -> None:
+    """Run the hook that brings an offloaded model to the device; it only hangs on `forward`."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(model)
+
+
 def decode_finished(
     parts: MagiParts, request: VideoRequest, chunk: FinishedChunk, prefix: Prefix | None
 ) -> torch.Tensor:
@@ -392,6 +426,7 @@ def decode_finished(
     given = _given_frames(chunk, prefix)
     compat = request.config.official_compat
     latent = chunk.latent[:, :, given:] if compat else chunk.latent
+    _wake(parts.vae)
     video = parts.vae.decode_chunk(
         latent.to(parts.device), official_compat=compat, fps=request.fps
     )

@@ -222,7 +222,7 @@ def _json_entries(data: Any, source: str) -> _Found:
 
 def _json_pair(item: Any, where: str) -> tuple[str, Any, Any]:
     if isinstance(item, Mapping):
-        check_keys(item, ("start_s", "prompt"), where)
+        check_keys(item, ("start_s", "prompt"), where=where)
         return where, item.get("start_s"), item.get("prompt")
     if isinstance(item, Sequence) and not isinstance(item, str | bytes) and len(item) == 2:
         return where, item[0], item[1]
