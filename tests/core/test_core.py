@@ -23,7 +23,7 @@ class Settings:
 
 
 def test_mapping_becomes_a_dataclass() -> None:
-    settings = from_mapping(Settings, {"steps": 3, "sizes": [4, 5]}, "settings")
+    settings = from_mapping(Settings, {"steps": 3, "sizes": [4, 5]}, where="settings")
     assert settings == Settings(steps=3, sizes=(4, 5))
 
 
@@ -40,14 +40,14 @@ def test_mapping_becomes_a_dataclass() -> None:
 )
 def test_mappings_that_do_not_fit(data: Any, message: str) -> None:
     with pytest.raises(errors.ConfigError) as caught:
-        from_mapping(Settings, data, "settings")
+        from_mapping(Settings, data, where="settings")
     assert message in str(caught.value)
 
 
 def test_nearest_name() -> None:
     assert nearest_name("num_step", ["num_steps", "seed"]) == "num_steps"
     assert nearest_name("qqq", ["num_steps", "seed"]) is None
-    check_keys({"seed": 1}, ["seed"], "here")
+    check_keys({"seed": 1}, ["seed"], where="here")
 
 
 def test_messages_say_what_was_expected_what_came_and_how_to_mend_it() -> None:
@@ -87,17 +87,17 @@ def test_seeds_are_the_same_on_every_machine() -> None:
 
 def test_noise_of_a_chunk_depends_on_seed_and_index_alone() -> None:
     shape = (1, 2, 6, 4, 4)
-    noise = chunk_noise(5, 3, shape)
-    first = chunk_noise(1234, 7, (3,))
+    noise = chunk_noise(5, 3, shape=shape)
+    first = chunk_noise(1234, 7, shape=(3,))
     torch.testing.assert_close(first, torch.tensor([0.0367613, -0.9642289, -1.4634856]))
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    assert torch.equal(chunk_noise(5, 3, shape), noise)
+    assert torch.equal(chunk_noise(5, 3, shape=shape), noise)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(chunk_noise(5, 4, shape), noise)
-    assert not torch.equal(chunk_noise(6, 3, shape), noise)
+    assert not torch.equal(chunk_noise(5, 4, shape=shape), noise)
+    assert not torch.equal(chunk_noise(6, 3, shape=shape), noise)
     assert (noise.dtype, noise.device.type) == (torch.float32, "cpu")
-    many = chunk_noise(0, 0, (1, 16, 6, 32, 32))
+    many = chunk_noise(0, 0, shape=(1, 16, 6, 32, 32))
     assert abs(many.mean().item()) < 0.01
     assert abs(many.std().item() - 1) < 0.01
 

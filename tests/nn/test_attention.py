@@ -36,7 +36,7 @@ def test_attention_follows_its_formula(groups: int, masked: bool, gradients: boo
     mask = torch.arange(9) < torch.tensor([4, 9])[:, None]
     visible = mask[:, None, None] if masked else None
     with torch.set_grad_enabled(gradients):
-        got = attend(query, key, value, mask=visible)
+        got = attend(query, key, value=value, mask=visible)
     torch.testing.assert_close(got, by_hand(query, key, value, visible))
 
 
@@ -46,7 +46,7 @@ def test_both_kernels_agree_in_value_and_gradient() -> None:
     gradients = []
     for function in (plain_attention, torch.nn.functional.scaled_dot_product_attention):
         name = "mask" if function is plain_attention else "attn_mask"
-        out = function(query, key, value, **{name: mask})
+        out = function(query, key, value=value, **{name: mask})
         gradients.append(torch.autograd.grad(out.square().sum(), (query, key, value)))
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want)
@@ -70,13 +70,13 @@ def test_ranges_equal_a_mask(ranges: list[tuple[int, int]], gradients: bool) -> 
     for i, (start, end) in enumerate(ranges):
         mask[i * block : (i + 1) * block, start:end] = True
     with torch.set_grad_enabled(gradients):
-        got = attend_ranges(query, key, value, ranges=ranges)
+        got = attend_ranges(query, key, value=value, ranges=ranges)
     torch.testing.assert_close(got, by_hand(query, key, value, mask))
 
 
 def test_low_precision_stays_close() -> None:
     query, key, value = tensors()
     with torch.no_grad():
-        low = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+        low = attend(query.bfloat16(), key.bfloat16(), value=value.bfloat16())
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.double(), attend(query, key, value), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(low.double(), attend(query, key, value=value), atol=0.03, rtol=0.03)

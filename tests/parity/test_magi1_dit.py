@@ -121,7 +121,7 @@ def test_swiglu_after_a_gated_sandwich_norm(
     gate = parts["layer0.ada_out_before_softcap"].tanh().chunk(2, dim=-1)[0]  # [B, R, D]
     residual = parts["x_tokens"].transpose(0, 1)
     update = parts["layer0.proj_out"].transpose(0, 1)
-    hidden = block.gated_residual(update, gate, block.norm2, residual)
+    hidden = block.gated_residual(update, gate, norm=block.norm2, residual=residual)
     out = block.ffn(block.norm3(hidden, torch.float32))
     rows = parts["layer0.mlp_out"].shape[-1]
     _close(out[0, :, :rows], parts["layer0.mlp_out"][:, 0])

@@ -30,10 +30,7 @@ def video(chunks: list[FinishedChunk]) -> Tensor:
 
 
 class StrictModel:
-    """Checks every call: keys are their chunk's index, and no range reaches what is gone.
-
-    The velocity of a chunk is a sum over what it sees, so that a wrong cache shows.
-    """
+    """Checks every call: keys are their chunk's index, and no range reaches what is gone."""
 
     def __init__(self) -> None:
         self.most_cached = 0
@@ -46,8 +43,8 @@ class StrictModel:
         assert call["kv_range"] is not None
         for low, high in call["kv_range"]:
             assert start - len(cached) <= low < high <= start + times.shape[1]
-        index = torch.arange(start, start + keep, dtype=torch.float32).view(1, 1, -1, 1)
-        rows = index.expand(latent.shape[0], 1, -1, 1)
+        index = torch.arange(start, start + times.shape[1], dtype=torch.float32).view(1, 1, -1, 1)
+        rows = index.repeat(latent.shape[0], 1, 1, 1)[:, :, :keep]  # a view, as the real one's
         return SimpleNamespace(sample=-latent, key_values=((rows, rows),) if keep else None)
 
 
@@ -248,8 +245,8 @@ def test_seed_and_given_noise(tiny_model: Any, make_task: MakeTask) -> None:
 
     drawn = run(seed=11)
     shape = (1, 4, 2, 4, 4)
-    assert torch.equal(run(noise=lambda c: chunk_noise(11, c, shape)), drawn)
-    assert torch.equal(run(noise=lambda c: chunk_noise(11, c, shape).double()), drawn)
+    assert torch.equal(run(noise=lambda c: chunk_noise(11, c, shape=shape)), drawn)
+    assert torch.equal(run(noise=lambda c: chunk_noise(11, c, shape=shape).double()), drawn)
     assert not torch.allclose(run(seed=12), drawn, atol=1e-2)
 
 
@@ -258,7 +255,7 @@ def test_noise_is_asked_only_for_chunks_that_are_made(tiny_model: Any, make_task
 
     def noise(chunk: int) -> Tensor:
         asked.append(chunk)
-        return chunk_noise(0, chunk, (1, 4, 2, 4, 4))
+        return chunk_noise(0, chunk, shape=(1, 4, 2, 4, 4))
 
     list(ChunkEngine(tiny_model, BASE, task=make_task(5, 5, noise=noise)).run())
     assert asked == [2, 3, 4]

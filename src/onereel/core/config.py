@@ -26,7 +26,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def check_keys(data: Mapping[str, Any], known: Iterable[str], *, where: str) -> None:
     """Refuse unknown keys, suggesting the nearest known one.
 
     Args:
@@ -47,7 +47,7 @@ def check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> Non
             raise ConfigError(f"{where}: unknown key '{key}'", hint=hint)
 
 
-def from_mapping(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
     """Build a dataclass from a mapping, strictly.
 
     Args:
@@ -62,7 +62,7 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         ConfigError: a key is unknown, or a value without default is missing.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    check_keys(data, fields, where)
+    check_keys(data, fields, where=where)
     missing = [
         name
         for name, f in fields.items()

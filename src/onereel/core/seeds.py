@@ -20,7 +20,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def chunk_noise(seed: int, index: int, shape: tuple[int, ...]) -> torch.Tensor:
+def chunk_noise(seed: int, index: int, *, shape: tuple[int, ...]) -> torch.Tensor:
     """Draw the noise of one chunk.
 
     Args:

@@ -160,7 +160,7 @@ def complete(model_class: type[nn.Module], given: Mapping[str, Any], where: str)
         ConfigError: a key is not known; the nearest is suggested.
     """
     parameters = inspect.signature(model_class).parameters
-    check_keys(given, parameters, where)
+    check_keys(given, parameters, where=where)
     values = {name: parameter.default for name, parameter in parameters.items()}
     return {**values, **given}
 
@@ -314,7 +314,9 @@ def read_sampling(source: ModelSource) -> dict[str, Any]:
     sampling = read_json(path).get("sampling", {})
     if not isinstance(sampling, dict):
         raise CheckpointError(f"{path}: sampling", expected="an object", got=sampling)
-    check_keys(sampling, (*inspect.signature(ChunkSampleConfig).parameters, *SIZE_KEYS), str(path))
+    check_keys(
+        sampling, (*inspect.signature(ChunkSampleConfig).parameters, *SIZE_KEYS), where=str(path)
+    )
     return sampling
 
 

@@ -242,7 +242,7 @@ class ChunkEngine:
         channels, height, width = self.task.latent_shape
         shape = (1, channels, self.config.chunk_width, height, width)
         if self.task.noise is None:
-            return chunk_noise(self.task.seed, chunk, shape).to(self.device)
+            return chunk_noise(self.task.seed, chunk, shape=shape).to(self.device)
         noise = self.task.noise(chunk)
         if tuple(noise.shape) != shape:
             raise ShapeError("noise", expected=str(shape), got=tuple(noise.shape))

@@ -271,7 +271,7 @@ def read_config(folder: str | Path) -> CacheConfig:
             f"{folder} holds no latent cache",
             hint="make one with python -m onereel.training.latent_cache",
         )
-    return from_mapping(CacheConfig, json.loads(path.read_text("utf-8")), str(path))
+    return from_mapping(CacheConfig, json.loads(path.read_text("utf-8")), where=str(path))
 
 
 class LatentCache:

@@ -90,7 +90,7 @@ def override(recipe: Any, values: Mapping[str, Any], *, where: str) -> Any:
     """
     own = {f.name for f in dataclasses.fields(recipe)}
     loop = {f.name for f in dataclasses.fields(TrainerConfig)}
-    check_keys(values, own - {"trainer"} | loop | {f"trainer.{name}" for name in loop}, where)
+    check_keys(values, own - {"trainer"} | loop | {f"trainer.{name}" for name in loop}, where=where)
     mine: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
     for key, value in values.items():

@@ -150,9 +150,11 @@ class SceneSpec:
             ConfigError: a key or value is not known.
         """
         data = json.loads(text)
-        check_keys(data, [f.name for f in dataclasses.fields(cls)], "SceneSpec")
-        data["objects"] = tuple(from_mapping(ObjectSpec, o, "ObjectSpec") for o in data["objects"])
-        return from_mapping(cls, data, "SceneSpec")
+        check_keys(data, [f.name for f in dataclasses.fields(cls)], where="SceneSpec")
+        data["objects"] = tuple(
+            from_mapping(ObjectSpec, o, where="ObjectSpec") for o in data["objects"]
+        )
+        return from_mapping(cls, data, where="SceneSpec")
 
     def is_held_out(self) -> bool:
         """Tell whether the first object's colour, shape and motion are kept out of training.

@@ -46,9 +46,7 @@ def load_case_model(
     """
     entry = json.loads((folder / "index.json").read_text())["models"][name]
     fields = OfficialModelConfig.__dataclass_fields__
-    config = OfficialModelConfig(
-        **{k: v for k, v in entry["model_config"].items() if k in fields}
-    )
+    config = OfficialModelConfig(**{k: v for k, v in entry["model_config"].items() if k in fields})
     fp8 = bool(entry.get("engine", {}).get("fp8_quant"))
     model = Magi1Transformer3DModel(**transformer_kwargs(config, distill=distill, fp8=fp8))
     state = official_to_ours(

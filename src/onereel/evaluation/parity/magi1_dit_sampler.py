@@ -76,7 +76,9 @@ def sample_config(case: Case) -> ChunkSampleConfig:
 def _captions(folder: Path, case: Case, model: Any, tensors: dict[str, Any]) -> ChunkCaptions:
     """Build the text rows of a case, one caption per generated chunk."""
     index = json.loads((folder / "index.json").read_text())
-    tokens = SpecialTokens.from_tensors(load_file(folder / index["models"]["tokens"][case["model"]]))
+    tokens = SpecialTokens.from_tensors(
+        load_file(folder / index["models"]["tokens"][case["model"]])
+    )
     prefix_chunks = case["prefix_frames"] // case["runtime"]["chunk_width"]
     generated = case["chunk_num"] - prefix_chunks
     if case["chunk_captions"] is None:

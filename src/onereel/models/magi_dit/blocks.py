@@ -75,14 +75,12 @@ class Magi1CrossProjection(nn.Module):
         """Let each chunk of x [B, L, D] read its own row of text; returns [B, L, N*E]."""
         batch, rows = x.shape[0], context.text.shape[0]
         chunks = rows // batch
-        query = rearrange(
-            self.to_q(x), "b (r l) (n e) -> (b r) n l e", r=chunks, e=self.head_dim
-        )
+        query = rearrange(self.to_q(x), "b (r l) (n e) -> (b r) n l e", r=chunks, e=self.head_dim)
         key = rearrange(self.to_k(context.text), "b s (g e) -> b g s e", e=self.head_dim)
         value = rearrange(self.to_v(context.text), "b s (g e) -> b g s e", e=self.head_dim)
         query = self.norm_q(query, value.dtype)
         key = self.norm_k(key, value.dtype)
-        out = attend(query, key, value, mask=context.text_mask)
+        out = attend(query, key, value=value, mask=context.text_mask)
         return rearrange(out, "(b r) n l e -> b (r l) (n e)", b=batch)
 
 
@@ -133,13 +131,13 @@ class Magi1TransformerBlock(nn.Module):
         """
         gates = torch.tanh(self.ada_modulate_layer(context.condition).float()).to(x.dtype)
         attention_gate, mlp_gate = gates.chunk(2, dim=-1)  # [B, R, D]
-        attended, kept = self.attend(x, context, past)
-        x = self.gated_residual(attended, attention_gate, self.norm2, x)
+        attended, kept = self.attend(x, context, past=past)
+        x = self.gated_residual(attended, attention_gate, norm=self.norm2, residual=x)
         hidden = self.ffn(self.norm3(x, x.dtype))
-        return self.gated_residual(hidden, mlp_gate, self.norm4, x), kept
+        return self.gated_residual(hidden, mlp_gate, norm=self.norm4, residual=x), kept
 
     def attend(
-        self, x: torch.Tensor, context: BlockContext, past: KeyValue | None
+        self, x: torch.Tensor, context: BlockContext, *, past: KeyValue | None
     ) -> tuple[torch.Tensor, KeyValue | None]:
         """Run both attentions on the same normalised input and mix them."""
         normed = self.norm1(x, x.dtype)
@@ -150,7 +148,7 @@ class Magi1TransformerBlock(nn.Module):
         if past is not None:
             key = torch.cat((past[0].expand(key.shape[0], -1, -1, -1), key), dim=2)
             value = torch.cat((past[1].expand(value.shape[0], -1, -1, -1), value), dim=2)
-        own = attend_ranges(query, key, value, ranges=context.ranges)
+        own = attend_ranges(query, key, value=value, ranges=context.ranges)
         own = rearrange(own, "b n l e -> b l (n e)")
         cross = self.attn2(normed, context)
         mixed = torch.stack(
@@ -160,7 +158,7 @@ class Magi1TransformerBlock(nn.Module):
 
     @staticmethod
     def gated_residual(
-        update: torch.Tensor, gate: torch.Tensor, norm: LayerNorm, residual: torch.Tensor
+        update: torch.Tensor, gate: torch.Tensor, *, norm: LayerNorm, residual: torch.Tensor
     ) -> torch.Tensor:
         """Gate per chunk, normalise in fp32, add the residual, round once."""
         gated = update.float().unflatten(1, (gate.shape[1], -1)) * gate.float()[:, :, None]

@@ -188,16 +188,20 @@ def parse_official(data: Json, *, path: Path | None = None) -> OfficialConfig:
     """
     where = str(path or "config")
     sections = ("model_config", "runtime_config", "engine_config")
-    check_keys(data, sections, where)
+    check_keys(data, sections, where=where)
     for section in sections:
         if section not in data:
             raise ConfigError(f"{where}: section '{section}' is missing")
     return OfficialConfig(
-        model=from_mapping(OfficialModelConfig, data["model_config"], f"{where}: model_config"),
-        runtime=from_mapping(
-            OfficialRuntimeConfig, data["runtime_config"], f"{where}: runtime_config"
+        model=from_mapping(
+            OfficialModelConfig, data["model_config"], where=f"{where}: model_config"
         ),
-        engine=from_mapping(OfficialEngineConfig, data["engine_config"], f"{where}: engine_config"),
+        runtime=from_mapping(
+            OfficialRuntimeConfig, data["runtime_config"], where=f"{where}: runtime_config"
+        ),
+        engine=from_mapping(
+            OfficialEngineConfig, data["engine_config"], where=f"{where}: engine_config"
+        ),
         path=path,
     )
 

@@ -167,14 +167,14 @@ def config_from_official(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "ddconfig" in config:
         own = [key for key in config if key.startswith("_")]
-        check_keys(config, ["ddconfig", "model_type", *own], CONFIG_FILE)
+        check_keys(config, ["ddconfig", "model_type", *own], where=CONFIG_FILE)
         kind = config.get("model_type", "vit")
         if kind != "vit":
             raise ConfigError(
                 "model_type", expected="vit", got=kind, hint="the code of others is not public"
             )
         config = config["ddconfig"]
-    check_keys(config, _DDCONFIG, "ddconfig")
+    check_keys(config, _DDCONFIG, where="ddconfig")
     values = {**_DDCONFIG, **config}
     _refuse_unsupported(values)
     return {
@@ -317,7 +317,7 @@ def load_official_vae(
     elif kind == AutoencoderKLMagi1.__name__:
         values = {key: value for key, value in config.items() if not key.startswith("_")}
         known = inspect.signature(AutoencoderKLMagi1.__init__).parameters
-        check_keys(values, known, CONFIG_FILE)
+        check_keys(values, known, where=CONFIG_FILE)
     else:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: _class_name",
