@@ -225,7 +225,11 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         limit = min(max_length, int(self.transformer.config.caption_max_length))
         device = self._execution_device
         features = encode_prompts(
-            list(prompts), self.tokenizer, self.text_encoder, max_length=limit, device=device
+            list(prompts),
+            self.tokenizer,
+            encoder=self.text_encoder,
+            max_length=limit,
+            device=device,
         )
         return features.visible()
 

@@ -1,0 +1,365 @@
+"""`onereel generate`: the flags, the official argument names, and what is said."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onereel import __version__
+from onereel.apps.cli.progress import QuietListener, format_seconds, make_listener
+from onereel.core.errors import ConfigError
+from onereel.pipelines.timeline import read_timeline
+from onereel.pipelines.wishes import RunWishes, check_wishes
+
+if TYPE_CHECKING:
+    from onereel.pipelines.prepare import RunPlan
+    from onereel.pipelines.record import Repeat
+
+MODES = {"t2v": "text to video", "i2v": "image to video", "v2v": "video to video"}
+_OFFICIAL = {  # official name: ours
+    "config_file": "model",
+    "image_path": "image",
+    "prefix_video_path": "video",
+    "output_path": "output",
+}
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+_Text = Annotated[str | None, typer.Option(hidden=True)]
+
+
+@app.command()
+def generate(
+    prompt_: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="What the video shows.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Picture to start with.")] = None,
+    video: Annotated[str | None, typer.Option(help="Video to continue.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR|CONFIG.json", help="Checkpoint.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of the new video.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="The same in frames.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 16.")
+    ] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps per chunk.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; drawn if left out.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Timeline: one `start_s: prompt` per line.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What shall not be seen.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Strength towards the text.")] = None,
+    prev_scale: Annotated[
+        float | None, typer.Option(help="Strength towards earlier chunks.")
+    ] = None,
+    hq: Annotated[bool | None, typer.Option("--hq/--no-hq", help="Ask for high quality.")] = None,
+    duration: Annotated[
+        bool | None,
+        typer.Option("--duration/--no-duration", help="Tell the model how much follows."),
+    ] = None,
+    style: Annotated[str | None, typer.Option(metavar="3d|anime", help="Look.")] = None,
+    first_frames: Annotated[
+        str | None, typer.Option(metavar="static|dynamic", help="Kind of beginning.")
+    ] = None,
+    special_tokens: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Table of special tokens.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Adapter; repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
+    offload: Annotated[
+        bool | None, typer.Option("--offload/--no-offload", help="Keep idle networks off the GPU.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="fit|crop|pad", help="Inputs of another shape.")
+    ] = None,
+    prefix_frames: Annotated[
+        int | None, typer.Option(help="Frames of --video that are continued.")
+    ] = None,
+    prefix_from: Annotated[
+        str | None, typer.Option(metavar="start|end", help="The end they are taken from.")
+    ] = None,
+    keep_prefix: Annotated[
+        bool | None,
+        typer.Option("--keep-prefix/--no-keep-prefix", help="Put them in front of the output."),
+    ] = None,
+    official_compat: Annotated[
+        bool | None,
+        typer.Option(
+            "--official-compat/--no-official-compat", help="Lengths and roundings as officially."
+        ),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="OUT.mp4", help="Repeat the run that made a video.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk on stderr.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT.mp4", help="File to write.")
+    ] = None,
+    prompt: _Text = None,
+    mode: _Text = None,
+    config_file: Annotated[str | None, typer.Option("--config_file", hidden=True)] = None,
+    image_path: Annotated[str | None, typer.Option("--image_path", hidden=True)] = None,
+    prefix_video_path: Annotated[
+        str | None, typer.Option("--prefix_video_path", hidden=True)
+    ] = None,
+    output_path: Annotated[str | None, typer.Option("--output_path", hidden=True)] = None,
+) -> None:
+    """Make a video from text, an image or a video, chunk by chunk.
+
+    The file plays while it grows, and Ctrl-C keeps what is finished. The official names
+    --config_file, --mode, --image_path, --prefix_video_path and --output_path work as well.
+    """
+    flags = {name: value for name, value in locals().items() if value is not None}
+    show = {name: flags.pop(name) for name in ("plan", "quiet", "as_json")}
+    listener = make_listener(quiet=show["quiet"])
+    listener.say(f"onereel {__version__}: checking what is asked for")
+    flags = translate(flags)
+    output, like = flags.pop("output", None), flags.pop("like", None)
+    mode = flags.pop("mode", None)
+    if show["as_json"] and output == "-":
+        raise ConfigError("--json and -o -", hint="both write to standard output; choose one")
+    with _warnings_told(listener), _stoppable(listener):
+        changes = read_changes(flags)
+        _go(changes, output, like=like, mode=mode, show=show, listener=listener)
+
+
+def translate(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the official argument names into ours.
+
+    Args:
+        flags: what was given, by the names of the command's parameters.
+
+    Returns:
+        The same under our names.
+
+    Raises:
+        ConfigError: both names were given, with different values.
+    """
+    ours = dict(flags)
+    pairs = [(official, name, f"--{name}") for official, name in _OFFICIAL.items()]
+    for official, name, shown in [*pairs, ("prompt_", "prompt", "the prompt")]:
+        if official not in ours:
+            continue
+        value = ours.pop(official)
+        if ours.setdefault(name, value) != value:
+            other = "--prompt" if official == "prompt_" else f"--{official}"
+            raise ConfigError(
+                f"{shown} and {other}", expected="the same value or one of them",
+                got=f"'{ours[name]}' and '{value}'", hint="leave one out",
+            )  # fmt: skip
+    return ours
+
+
+def read_changes(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn flags into wishes.
+
+    Args:
+        flags: under our names, without those that are no wishes.
+
+    Returns:
+        Fields of `RunWishes` that were asked for.
+
+    Raises:
+        ConfigError: a flag is malformed, or the timeline is wrong.
+    """
+    changes = dict(flags)
+    if "size" in changes:
+        changes["width"], changes["height"] = parse_size(changes.pop("size"))
+    if "lora" in changes:
+        changes["loras"] = tuple(parse_lora(text) for text in changes.pop("lora"))
+    if "prompts" in changes:
+        changes["prompts"] = read_timeline(changes["prompts"]).as_text()
+    return changes
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a size.
+
+    Args:
+        text: such as `1280x720`.
+
+    Returns:
+        Width and height.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise ConfigError("--size", expected="WxH", got=text, hint="write it as 1280x720")
+    return int(width), int(height)
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Read an adapter's file and strength.
+
+    Args:
+        text: such as `style.safetensors` or `style.safetensors:0.8`.
+
+    Returns:
+        Path and strength, 1 where none is given.
+    """
+    path, _, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # the colon belongs to the path
+
+
+def _go(
+    changes: dict[str, Any],
+    output: str | None,
+    *,
+    like: str | None,
+    mode: str | None,
+    show: Mapping[str, bool],
+    listener: QuietListener,
+) -> None:
+    """Check, then plan or run."""
+    wishes, repeat = _wishes(changes, like)
+    if mode is not None and mode != wishes.mode:
+        _refuse_mode(mode, wishes)
+    check_wishes(wishes)  # before seconds of imports
+    # Imported late: these bring torch, and the first line is on the screen by now.
+    from onereel.pipelines.prepare import prepare
+    from onereel.pipelines.run import run
+
+    plan = prepare(wishes, output)
+    if repeat is not None:
+        if plan.output != "-" and Path(plan.output).resolve() == Path(repeat.path).resolve():
+            raise ConfigError(f"output {plan.output}", hint="it is the --like video; set -o")
+        repeat.check(plan, wishes)
+    if show["plan"]:
+        _print_plan(plan, as_json=show["as_json"])
+        return
+    listener.say(_summary(plan))
+    result = run(plan, listener, repeat=repeat)
+    listener.close()
+    speed = result.elapsed_s / max(plan.new_frames / plan.request.fps, 1e-6)
+    listener.say(
+        f"done: {result.seconds:.2f} s of video in {format_seconds(result.elapsed_s)}, "
+        f"{speed:.1f} s per s of video"
+    )
+    if show["as_json"]:
+        values = dataclasses.asdict(result)
+        print(json.dumps({**values, "speed": speed}, ensure_ascii=False))
+    elif result.path != "-":
+        print(result.path)
+
+
+def _wishes(changes: dict[str, Any], like: str | None) -> tuple[RunWishes, Repeat | None]:
+    if like is None:
+        return RunWishes(**changes), None
+    from onereel.pipelines.record import override, read_repeat
+
+    repeat = read_repeat(like)
+    return override(repeat.wishes, changes), repeat
+
+
+def _refuse_mode(mode: str, wishes: RunWishes) -> None:
+    if mode not in MODES:
+        raise ConfigError("--mode", expected=", ".join(MODES), got=mode)
+    needs = {"t2v": "no --image and no --video", "i2v": "--image FILE", "v2v": "--video FILE"}
+    given = {"t2v": "neither --image nor --video", "i2v": "--image", "v2v": "--video"}
+    raise ConfigError(f"--mode {mode}", expected=needs[mode], got=given[wishes.mode],
+                      hint="--mode may be left out")  # fmt: skip
+
+
+def _summary(plan: RunPlan) -> str:
+    request, config = plan.request, plan.request.config
+    kept = f" after {plan.given_frames} given ones" if plan.given_frames else ""
+    return (
+        f"{MODES[plan.settings.mode]}: {plan.new_frames} frames{kept}, "
+        f"{request.width}x{request.height} at {request.fps} fps "
+        f"({request.num_frames / request.fps:.2f} s), {plan.num_chunks} chunks of "
+        f"{config.num_steps} steps, seed {request.seed}, to {plan.output}"
+    )
+
+
+def _print_plan(plan: RunPlan, *, as_json: bool) -> None:
+    """Print what would be done, and what it would take."""
+    from onereel.pipelines.record import command_of, sampling_record
+
+    found = plan.estimate()
+    values = {
+        "mode": plan.settings.mode,
+        "model": plan.source.name,
+        "output": plan.output,
+        "seed": plan.request.seed,
+        "num_frames": plan.request.num_frames,
+        "given_frames": plan.given_frames,
+        "num_chunks": plan.num_chunks,
+        "num_steps": plan.num_steps,
+        "prompts": list(plan.texts),
+        "sampling": sampling_record(plan),
+        "estimate": found.to_dict(),
+        "command": command_of(plan.settings, plan.output),
+    }
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    print(_summary(plan))
+    print(f"model {plan.source.name}, {found.dtype} on {found.device}")
+    print(f"{plan.num_steps} model steps, {found.num_calls} calls of the network")
+    free = "unknown" if found.available is None else f"{found.available / 1e9:.2f} GB"
+    print(f"memory about {found.resident_bytes / 1e9:.2f} GB, free {free}")
+    print(f"time about {format_seconds(found.seconds)}")
+    print(values["command"])
+
+
+@contextlib.contextmanager
+def _warnings_told(listener: QuietListener) -> Iterator[None]:
+    """Show warnings as lines of talk."""
+
+    def tell(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        del category, args, kwargs
+        listener.say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
+
+
+@contextlib.contextmanager
+def _stoppable(listener: QuietListener) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the run with what is finished; exit code 130."""
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        del number, frame
+        if stopped:  # impatience must not spoil the file that is being finished
+            return
+        stopped = True
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    earlier = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        listener.close()
+        notes = getattr(interrupt, "__notes__", ["nothing was written"])
+        print(f"interrupted: {'; '.join(notes)}", file=sys.stderr)
+        raise typer.Exit(130) from interrupt
+    finally:
+        listener.close()
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,423 @@
+"""Everything about a run that can be known, and can go wrong, before a model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from onereel.core.device import parse_dtype, pick_device
+from onereel.core.errors import CheckpointError, ConfigError, MediaError
+from onereel.media import (
+    check_input_image,
+    check_input_video,
+    check_output,
+    load_image,
+    read_video,
+)
+from onereel.media.preflight import estimate_bytes
+from onereel.media.scale import Pixels, Policy
+from onereel.models.text.special_tokens import ConditioningFlags, SpecialTokens
+from onereel.pipelines.sampling import SamplingWishes, make_config, step_unit
+from onereel.pipelines.stream import VideoRequest, count_chunks
+from onereel.pipelines.timeline import Timeline, parse_timeline
+from onereel.pipelines.wishes import RunWishes, check_wishes, flag, output_path
+from onereel.runtime.estimate import Estimate, Job, check_fits, estimate_job
+from onereel.runtime.load import default_dtype
+from onereel.runtime.shards import read_header
+from onereel.runtime.source import ModelSource, resolve_model
+from onereel.runtime.verify import Parts, model_parts
+from onereel.samplers.plan import num_stages
+
+_FALLBACK = {"height": 720, "width": 720, "num_frames": 96, "fps": 24}
+PREFIX_FRAMES = 24
+_OFFICIAL_PREFIX_FRAMES = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """One run, checked and complete.
+
+    Args:
+        settings: the wishes with every choice made, which repeat the run.
+        output: the file to write, or "-".
+        source: the checkpoint.
+        request: the video.
+        texts: prompt of every generated chunk.
+        num_chunks: chunks, given ones included.
+        num_given_chunks: those given whole.
+        given: the given frames, uint8 [F, H, W, 3], or None.
+        tokens: table of special tokens, or None.
+        device: where to run.
+        dtype: of the weights.
+        inputs: what is known of the input files, for the record.
+    """
+
+    settings: RunWishes
+    output: str
+    source: ModelSource
+    request: VideoRequest
+    texts: tuple[str, ...]
+    num_chunks: int
+    num_given_chunks: int
+    given: Pixels | None
+    tokens: SpecialTokens | None
+    device: torch.device
+    dtype: torch.dtype
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def new_frames(self) -> int:
+        """Frames that are made."""
+        return self.request.num_frames - self.given_frames
+
+    @property
+    def given_frames(self) -> int:
+        """Given frames that come first in the output."""
+        if self.given is None or not self.settings.video or not self.request.counts_prefix:
+            return 0
+        return len(self.given)
+
+    @property
+    def num_steps(self) -> int:
+        """Model steps of the whole video."""
+        config = self.request.config
+        stages = num_stages(
+            config, num_chunks=self.num_chunks, num_prefix_chunks=self.num_given_chunks
+        )
+        return stages * config.steps_per_stage
+
+    def estimate(self) -> Estimate:
+        """Estimate memory and time."""
+        request = self.request
+        job = Job(
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames if self.settings.official_compat is False else None,
+            num_steps=request.config.num_steps,
+            prefix_frames=self.given_frames,
+        )
+        return estimate_job(self.source, job, dtype=self.dtype, device=self.device)
+
+
+def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
+    """Check a run and make every choice that was left open; nothing heavy is loaded.
+
+    Args:
+        wishes: what is wanted.
+        output: the file to write; None takes `onereel-<seed>.mp4` in the working folder.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        MediaError: an input cannot be read, or the output not be written.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        OutOfMemory: memory or disk does not suffice.
+        BackendUnavailable: the device or an encoder is missing.
+    """
+    check_wishes(wishes)
+    source = resolve_model(wishes.model)
+    parts = model_parts(source)
+    wishes = fill_wishes(wishes, {**_FALLBACK, **parts.sampling})
+    output = output_path(wishes, output, _known(wishes.seed))
+    size = estimate_bytes(_known(wishes.width), _known(wishes.height), _known(wishes.num_frames))
+    check_output(output, estimated_bytes=size)
+    device = pick_device(wishes.device)
+    dtype = parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts)
+    given = read_given(wishes, factor=_factor(parts))
+    tokens = _tokens(wishes, parts)
+    request = make_request(wishes, parts, 0 if given is None else len(given), tokens=tokens)
+    for path, _ in wishes.loras:
+        check_lora(path)
+    latents = 0 if given is None else 1 if wishes.image else len(given) // _factor(parts)
+    num_chunks = count_chunks(
+        request, latents, is_image=wishes.image is not None, temporal_factor=_factor(parts)
+    )
+    width = request.config.chunk_width
+    generated = num_chunks - latents // width
+    plan = RunPlan(
+        settings=dataclasses.replace(wishes, model=wishes.model or source.name),
+        output=output,
+        source=source,
+        request=request,
+        texts=tuple(_texts(wishes, generated, width * _factor(parts) / request.fps)),
+        num_chunks=num_chunks,
+        num_given_chunks=latents // width,
+        given=given,
+        tokens=tokens,
+        device=device,
+        dtype=dtype,
+        inputs=_describe_inputs(wishes),
+    )
+    check_fits(plan.estimate(), in_turn=wishes.offload)
+    return plan
+
+
+def _known(value: int | None) -> int:
+    assert value is not None
+    return value
+
+
+def _factor(parts: Parts) -> int:
+    """Frames per latent frame."""
+    assert parts.vae is not None
+    return int(parts.vae.config["patch_size"][0])
+
+
+def fill_wishes(wishes: RunWishes, defaults: dict[str, Any]) -> RunWishes:
+    """Make the choices that were left open.
+
+    Args:
+        wishes: what is wanted.
+        defaults: the checkpoint's settings.
+
+    Returns:
+        The wishes, complete but for what the checkpoint's own tables say.
+
+    Raises:
+        ConfigError: the length is not a frame.
+    """
+    fps = wishes.fps or int(defaults["fps"])
+    num_frames = wishes.num_frames or int(defaults["num_frames"])
+    if wishes.seconds is not None:
+        num_frames = round(wishes.seconds * fps)
+        if num_frames < 1:
+            raise ConfigError(
+                "seconds", expected=f"at least one frame at {fps} fps", got=wishes.seconds,
+                hint=f"use {1 / fps:.3f} or more",
+            )  # fmt: skip
+    seed = wishes.seed
+    if seed is None:
+        seed = int(defaults.get("seed", secrets.randbelow(2**32)))
+    official = wishes.official_compat
+    prefix: dict[str, Any] = {}
+    if wishes.video is not None:
+        frames = _OFFICIAL_PREFIX_FRAMES if official else PREFIX_FRAMES
+        prefix["prefix_frames"] = wishes.prefix_frames or frames
+        prefix["prefix_from"] = wishes.prefix_from or ("start" if official else "end")
+        prefix["keep_prefix"] = wishes.keep_prefix
+        if wishes.keep_prefix is None:
+            prefix["keep_prefix"] = not official
+        if official and prefix["keep_prefix"]:
+            raise ConfigError("--keep-prefix", hint="official output never holds the given frames")
+    return dataclasses.replace(
+        wishes,
+        fps=fps,
+        seconds=None,
+        num_frames=num_frames,
+        width=wishes.width or int(defaults["width"]),
+        height=wishes.height or int(defaults["height"]),
+        seed=seed,
+        **prefix,
+    )
+
+
+def make_request(
+    wishes: RunWishes, parts: Parts, given: int, *, tokens: SpecialTokens | None
+) -> VideoRequest:
+    """Turn complete wishes into a request.
+
+    Args:
+        wishes: from `fill_wishes`.
+        parts: headers of the checkpoint.
+        given: given frames.
+        tokens: table of special tokens, or None.
+
+    Returns:
+        The request.
+
+    Raises:
+        ConfigError: something does not fit the checkpoint.
+    """
+    assert parts.transformer is not None
+    distilled = bool(parts.transformer.config["enable_distillation"])
+    _check_guidance(wishes, distilled)
+    unit = step_unit(parts.sampling)
+    if wishes.steps is not None and wishes.steps % unit:
+        below = max(unit, wishes.steps // unit * unit)
+        near = sorted({below, below + unit} if below < wishes.steps else {below})
+        raise ConfigError(
+            "steps", expected=f"a multiple of {unit}, as this checkpoint's window needs",
+            got=wishes.steps, hint=f"use {' or '.join(map(str, near))}",
+        )  # fmt: skip
+    sampling = SamplingWishes(
+        num_steps=wishes.steps,
+        guidance_scale=wishes.guidance,
+        prev_chunk_scale=wishes.prev_scale,
+        official_compat=wishes.official_compat,
+    )
+    keep = bool(wishes.keep_prefix)
+    return VideoRequest(
+        height=_known(wishes.height),
+        width=_known(wishes.width),
+        num_frames=_known(wishes.num_frames) + (given if keep else 0),
+        fps=_known(wishes.fps),
+        config=make_config(parts.sampling, sampling, distilled=distilled),
+        seed=_known(wishes.seed),
+        flags=_flags(wishes, tokens),
+        keep_prefix=keep,
+    )
+
+
+def _check_guidance(wishes: RunWishes, distilled: bool) -> None:
+    """Refuse wishes that a single pass would silently ignore."""
+    single = wishes.guidance is not None and wishes.guidance <= 1
+    if not distilled and not single:
+        return
+    names = ["negative", "prev_scale"]
+    if distilled and wishes.guidance not in (None, 1):
+        names.append("guidance")
+    why = "this checkpoint is distilled: one pass without guidance"
+    for name in names:
+        if getattr(wishes, name) is not None:
+            reason = why if distilled else "--guidance of at most 1 is a single pass"
+            raise ConfigError(flag(name), hint=f"leave it out, for {reason}")
+
+
+def _flags(wishes: RunWishes, tokens: SpecialTokens | None) -> ConditioningFlags:
+    """Choose the special tokens: quality and duration whenever there is a table."""
+    there = tokens is not None
+    flags = ConditioningFlags(
+        hq=there if wishes.hq is None else wishes.hq,
+        duration=there if wishes.duration is None else wishes.duration,
+        static_first_frames=wishes.first_frames == "static",
+        dynamic_first_frames=wishes.first_frames == "dynamic",
+        three_d_model=wishes.style == "3d",
+        two_d_anime=wishes.style == "anime",
+    )
+    if flags.needs_tokens and not there:
+        raise ConfigError(
+            "--hq, --duration, --style and --first-frames",
+            expected="a checkpoint with special tokens",
+            hint="leave them out, or give --special-tokens FILE",
+        )
+    return flags
+
+
+def _tokens(wishes: RunWishes, parts: Parts) -> SpecialTokens | None:
+    path = wishes.special_tokens or parts.special_tokens
+    if path is None:
+        return None
+    tokens = SpecialTokens.load(path)
+    assert parts.transformer is not None
+    wanted = parts.transformer.config["cross_attention_dim"]
+    if tokens.width != wanted:
+        raise CheckpointError(
+            f"special tokens {path}", expected=f"rows of {wanted} numbers", got=tokens.width,
+            hint="the table belongs to another checkpoint",
+        )  # fmt: skip
+    return tokens
+
+
+def _texts(wishes: RunWishes, num_chunks: int, seconds_per_chunk: float) -> list[str]:
+    """Give every generated chunk its prompt."""
+    timeline = (
+        Timeline.single(_text(wishes)) if wishes.prompts is None else parse_timeline(wishes.prompts)
+    )
+    return timeline.prompts_per_chunk(num_chunks, seconds_per_chunk)
+
+
+def _text(wishes: RunWishes) -> str:
+    assert wishes.prompt is not None
+    return wishes.prompt
+
+
+def read_given(wishes: RunWishes, *, factor: int) -> Pixels | None:
+    """Read the given picture, or the frames of the given video that are continued.
+
+    Args:
+        wishes: from `fill_wishes`.
+        factor: frames per latent frame.
+
+    Returns:
+        uint8 [F, H, W, 3], whole latent frames of a video; None without an input.
+
+    Raises:
+        MediaError: the file cannot be used, or the video is too short.
+        ConfigError: fewer frames are wanted than make a latent frame.
+    """
+    size = {"height": _known(wishes.height), "width": _known(wishes.width)}
+    policy = cast("Policy", wishes.policy)
+    if wishes.image is not None:
+        check_input_image(wishes.image)
+        return load_image(wishes.image, **size, policy=policy)[None]
+    if wishes.video is None:
+        return None
+    wanted, fps = _known(wishes.prefix_frames), _known(wishes.fps)
+    if wanted < factor:
+        raise ConfigError(
+            "--prefix-frames", expected=f"at least {factor}, one latent frame", got=wanted,
+            hint=f"use {PREFIX_FRAMES}",
+        )  # fmt: skip
+    check_input_video(wishes.video)
+    frames = read_video(
+        wishes.video,
+        **size,
+        fps=fps,
+        num_frames=wanted,
+        take="start" if wishes.prefix_from == "start" else "end",
+        policy=policy,
+        allow_short=True,
+    )
+    if len(frames) < wanted:
+        usable = len(frames) // factor * factor
+        raise MediaError(
+            f"video {wishes.video} is too short",
+            expected=f"{wanted} frames ({wanted / fps:.2f} s at {fps} fps)",
+            got=f"{len(frames)} frames",
+            hint="give a longer video"
+            + (f", or continue fewer frames with --prefix-frames {usable}" if usable else
+               ", or give one picture with --image"),
+        )  # fmt: skip
+    return frames[len(frames) % factor :]
+
+
+def check_lora(path: str) -> None:
+    """Check an adapter by its header.
+
+    Args:
+        path: a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no LoRA.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"lora {path}: no such file", hint="give a .safetensors file")
+    names = list(read_header(file))
+    others = [name for name in names if "lora" not in name]
+    if others or not names:
+        raise CheckpointError(
+            f"lora {path}", expected="tensors with 'lora' in their names",
+            got=others[0] if others else "none", hint="give a file of save_lora_weights",
+        )  # fmt: skip
+
+
+def _describe_inputs(wishes: RunWishes) -> dict[str, dict[str, str]]:
+    paths = {"image": wishes.image, "video": wishes.video, "special_tokens": wishes.special_tokens}
+    paths.update({f"lora {i}": path for i, (path, _) in enumerate(wishes.loras)})
+    return {
+        kind: {"name": Path(path).name, "sha256": file_hash(path)}
+        for kind, path in paths.items()
+        if path is not None
+    }
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash a file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

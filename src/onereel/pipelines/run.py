@@ -1,0 +1,273 @@
+"""One run from plan to file: load, encode, stream, write."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from accelerate import cpu_offload_with_hook
+
+from onereel.media import VideoWriter
+from onereel.models.magi_dit.model import Magi1Transformer3DModel
+from onereel.models.text import encode_prompts
+from onereel.pipelines.lora import Magi1LoraLoaderMixin
+from onereel.pipelines.pictures import pixels_to_frames
+from onereel.pipelines.prepare import RunPlan
+from onereel.pipelines.prompts import Prompts, encode_chunks
+from onereel.pipelines.record import Repeat, make_record
+from onereel.pipelines.stream import (
+    MagiParts,
+    Prefix,
+    encode_image,
+    encode_video,
+    make_engine,
+    stream_chunks,
+)
+from onereel.runtime.load import Components, load_components
+from onereel.samplers.plan import ChunkCall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunProgress:
+    """How far a run is.
+
+    Args:
+        chunk: the oldest chunk in flight, counted from 1, given ones included.
+        num_chunks: chunks of the video.
+        step: model steps done.
+        num_steps: model steps of the video.
+        share: part of the work that is done, 0 to 1.
+        seconds_done: video that is on disk.
+        seconds_total: video when all is done.
+        elapsed_s: since sampling began.
+        speed: seconds of computing per second of new video.
+    """
+
+    chunk: int
+    num_chunks: int
+    step: int
+    num_steps: int
+    share: float
+    seconds_done: float
+    seconds_total: float
+    elapsed_s: float
+    speed: float
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds until all is done."""
+        return self.elapsed_s * (1 - self.share) / max(self.share, 1e-6)
+
+
+class RunListener(Protocol):
+    """Is told how a run goes."""
+
+    def say(self, text: str) -> None:
+        """Take a line of text."""
+
+    def progress(self, state: RunProgress) -> None:
+        """Take the state after a step or a written chunk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a run made.
+
+    Args:
+        path: the file, or "-".
+        seed: of the noise.
+        num_frames: frames written.
+        seconds: of video written.
+        elapsed_s: from the first step to the finished file.
+        record: everything about the run.
+    """
+
+    path: str
+    seed: int
+    num_frames: int
+    seconds: float
+    elapsed_s: float
+    record: dict[str, Any]
+
+
+def run(plan: RunPlan, listener: RunListener, *, repeat: Repeat | None = None) -> RunResult:
+    """Make a video and write it, chunk by chunk.
+
+    Args:
+        plan: from `prepare`.
+        listener: is told how it goes.
+        repeat: the run that this one repeats, if it does.
+
+    Returns:
+        What was made.
+
+    Raises:
+        CheckpointError: the weights do not fit, or are not those of the run to repeat.
+        OutOfMemory: memory ran out, or the disk; what is on disk plays.
+        MediaError: the output cannot be written any longer; what is on disk plays.
+        KeyboardInterrupt: with a note that says how much is safe; the file is finished.
+    """
+    listener.say(f"loading model {plan.source.name} on {plan.device}")
+    components = _load(plan)
+    if repeat is not None:
+        repeat.check_weights(plan.settings, components.model_hash)
+    record = make_record(plan, model_hash=components.model_hash)
+    _add_loras(components.transformer, plan)
+    listener.say("reading the prompt")
+    prompts = _encode_texts(plan, components)
+    parts = MagiParts(
+        transformer=components.transformer,
+        vae=components.vae,
+        device=plan.device,
+        special_tokens=plan.tokens,
+    )
+    del components  # the text encoder is not needed any longer
+    if plan.settings.offload:
+        _offload(parts)
+    return _sample(plan, parts, prompts, listener=listener, record=record)
+
+
+def _load(plan: RunPlan) -> Components:
+    """Load the components; with offloading, networks wait on the CPU."""
+    device = torch.device("cpu") if plan.settings.offload else plan.device
+    text_device = plan.device if plan.settings.offload else None
+    return load_components(plan.source, device=device, dtype=plan.dtype, text_device=text_device)
+
+
+def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
+    """Load all adapters, each with its strength."""
+    names = []
+    for index, (path, _) in enumerate(plan.settings.loras):
+        names.append(f"lora{index}")
+        state = Magi1LoraLoaderMixin.lora_state_dict(path)
+        Magi1LoraLoaderMixin.load_lora_into_transformer(
+            state, transformer=transformer, adapter_name=names[-1]
+        )
+    if names:
+        transformer.set_adapters(names, [scale for _, scale in plan.settings.loras])
+
+
+def _encode_texts(plan: RunPlan, components: Components) -> Prompts:
+    encoder = components.text_encoder
+    limit = int(components.transformer.config.caption_max_length)
+
+    def encode(texts: list[str]) -> list[torch.Tensor]:
+        return encode_prompts(
+            texts, components.tokenizer, encoder=encoder, max_length=limit
+        ).visible()
+
+    return encode_chunks(plan.texts, encode, negative=plan.settings.negative)
+
+
+def _offload(parts: MagiParts) -> None:
+    """Let transformer and VAE take turns on the device."""
+    _, first = cpu_offload_with_hook(parts.transformer, parts.device)
+    _, second = cpu_offload_with_hook(parts.vae, parts.device, first)
+    first.hook.prev_module_hook = second
+
+
+def _given_prefix(plan: RunPlan, parts: MagiParts) -> Prefix | None:
+    if plan.given is None:
+        return None
+    frames = pixels_to_frames(plan.given)
+    if plan.settings.image is not None:
+        return encode_image(parts, frames[0], request=plan.request)
+    return encode_video(parts, frames, request=plan.request)
+
+
+class _Clock:
+    """Measures the work of a run; a step's work is the number of chunks it moves."""
+
+    def __init__(self, plan: RunPlan, listener: RunListener) -> None:
+        self.plan, self.listener = plan, listener
+        new_chunks = plan.num_chunks - plan.num_given_chunks
+        self.total = new_chunks * plan.request.config.num_steps
+        self.work, self.step, self.chunk = 0, 0, plan.num_given_chunks
+        self.seconds_done = 0.0
+        self.start = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.start
+
+    def on_step(self, call: ChunkCall, window: torch.Tensor) -> None:
+        del window
+        self.work += len(call.chunks)
+        self.step, self.chunk = call.step + 1, call.chunks[0]
+        self.tell()
+
+    def tell(self) -> None:
+        plan, elapsed = self.plan, self.elapsed_s
+        share = self.work / self.total
+        fps = plan.request.fps
+        self.listener.progress(
+            RunProgress(
+                chunk=self.chunk + 1,
+                num_chunks=plan.num_chunks,
+                step=self.step,
+                num_steps=plan.num_steps,
+                share=share,
+                seconds_done=self.seconds_done,
+                seconds_total=plan.request.num_frames / fps,
+                elapsed_s=elapsed,
+                speed=elapsed / max(share * plan.new_frames / fps, 1e-6),
+            )
+        )
+
+
+@torch.no_grad()
+def _sample(
+    plan: RunPlan,
+    parts: MagiParts,
+    prompts: Prompts,
+    *,
+    listener: RunListener,
+    record: dict[str, Any],
+) -> RunResult:
+    """Sample, decode and write."""
+    request, clock = plan.request, _Clock(plan, listener)
+    compat = request.config.official_compat
+    prefix = _given_prefix(plan, parts)
+    engine = make_engine(parts, request, prompts, prefix=prefix, on_step=clock.on_step)
+    writer = VideoWriter(
+        plan.output,
+        width=request.width,
+        height=request.height,
+        fps=request.fps,
+        metadata=record,
+    )
+    assert writer.metadata is not None
+    record = writer.metadata  # entries added until the end reach the finished file
+    with _noting(writer), writer:
+        for chunk in stream_chunks(parts, request, engine, prefix):
+            writer.write(chunk.to_uint8(official_compat=compat))
+            record["frames_written"] = writer.frames_written
+            clock.seconds_done = writer.seconds_written
+            clock.tell()
+        record.update(complete=True, elapsed_s=round(clock.elapsed_s, 3))
+    return RunResult(
+        path=plan.output,
+        seed=request.seed,
+        num_frames=writer.frames_written,
+        seconds=writer.seconds_written,
+        elapsed_s=clock.elapsed_s,
+        record=record,
+    )
+
+
+@contextlib.contextmanager
+def _noting(writer: VideoWriter) -> Iterator[None]:
+    """Say in an interrupt how much of the video is safe."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        seconds, frames = writer.seconds_written, writer.frames_written
+        if frames:
+            stop.add_note(f"{seconds:.2f} s ({frames} frames) are safe in {writer.path or '-'}")
+        else:
+            stop.add_note("no chunk was finished, so nothing was written")
+        raise
