@@ -246,7 +246,9 @@ def _plan_call(
     done = chunks[0] if indices[0] == config.num_steps - 1 else None
     size = None
     if config.distilled:
-        size = step_size(config.num_steps, step_intervals(config.num_steps, config.shortcut_mode)[j])
+        size = step_size(
+            config.num_steps, step_intervals(config.num_steps, config.shortcut_mode)[j]
+        )
     return ChunkCall(
         step=stage * q + j,
         stage=stage,
