@@ -93,7 +93,9 @@ class ModelPart:
             CheckpointError: something is missing, left over or of another shape.
         """
         expected = self.build().state_dict()
-        dit_weights.account(self.to_ours(self.tensors.meta()), expected, str(self.tensors.path))
+        dit_weights.account(
+            self.to_ours(self.tensors.meta()), expected, where=str(self.tensors.path)
+        )
 
 
 def key_map_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class TextPart:
         found = {k: t for k, t in self.tensors.meta().items() if not k.startswith(_UNUSED)}
         for state in (expected, found):
             state.pop(_TIED, None)
-        account(found, expected, str(self.folder))
+        account(found, expected, where=str(self.folder))
 
     def named_tensors(self) -> Iterator[Named]:
         """Read the tensors one by one, whatever the files.

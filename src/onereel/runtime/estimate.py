@@ -1,0 +1,391 @@
+"""What a video takes, from shapes alone: memory per part, model calls, operations and time.
+
+Nothing is loaded: weights are counted on the meta device, the cache and the guidance passes by
+walking through the sampler's plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from transformers import T5Config
+
+from onereel.core.errors import ConfigError, OutOfMemory
+from onereel.models.magi_vae.tiling import TileConfig
+from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
+from onereel.runtime.layout import sample_config
+from onereel.runtime.machine import available_bytes, measure_tflops
+from onereel.runtime.shapes import ModelShapes, Shaped, meta_vae, read_shapes, weight_bytes
+from onereel.samplers.plan import ChunkSampleConfig
+
+# Measured: a whole step reaches about this share of a bare matrix product's speed.
+_EFFICIENCY: Final = 0.6
+# Small models wait for kernels to start: about 80 per layer and call.
+_SECONDS_PER_LAYER: Final = 80 * 6e-6
+_FP32 = torch.float32
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """The video to estimate; None takes the checkpoint's setting.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        num_frames: frames, given ones included.
+        num_steps: updates per chunk.
+        window_size: chunks in flight.
+        prefix_frames: given frames.
+        text_tokens: visible tokens of the prompt.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_steps: int | None = None
+    window_size: int | None = None
+    prefix_frames: int = 0
+    text_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a video takes. Sizes are bytes, operations count a multiply-add as two.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        num_frames: frames.
+        dtype: of the transformer and the VAE.
+        device: where they run.
+        text_device: where the text encoder runs.
+        weights: bytes per component.
+        num_chunks: chunks, given ones included.
+        tokens_per_chunk: transformer tokens.
+        kv_chunks: clean chunks in the cache at most.
+        kv_bytes: of the cache at most.
+        step_bytes: intermediates of the largest step.
+        vae_bytes: intermediates of decoding a chunk, its pixels included.
+        text_bytes: intermediates of the text encoder.
+        resident_bytes: peak on the device when all components stay there.
+        in_turn_bytes: peak when each component is there only while it works.
+        num_steps: steps of the whole video.
+        num_calls: model calls.
+        num_passes: guidance passes made; a batch of two counts as two.
+        num_plain_passes: guidance passes without leaving out those that change nothing.
+        num_tiles: VAE tiles per chunk.
+        flops: of all steps.
+        vae_flops: of decoding all chunks.
+        tflops: assumed speed of matrix products, 10^12 per second.
+        seconds: rough time on this device.
+        available: free bytes on the device, or None where unknown.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    dtype: str
+    device: str
+    text_device: str
+    weights: Mapping[str, int]
+    num_chunks: int
+    tokens_per_chunk: int
+    kv_chunks: int
+    kv_bytes: int
+    step_bytes: int
+    vae_bytes: int
+    text_bytes: int
+    resident_bytes: int
+    in_turn_bytes: int
+    num_steps: int
+    num_calls: int
+    num_passes: int
+    num_plain_passes: int
+    num_tiles: int
+    flops: int
+    vae_flops: int
+    tflops: float
+    seconds: float
+    available: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether all components fit at once; None where the free memory is unknown."""
+        return None if self.available is None else self.resident_bytes <= self.available
+
+    @property
+    def fits_in_turn(self) -> bool | None:
+        """Whether components fit when moved in turn; None where the free memory is unknown."""
+        return None if self.available is None else self.in_turn_bytes <= self.available
+
+    @property
+    def flops_per_step(self) -> float:
+        """Operations of an average step."""
+        return self.flops / max(1, self.num_steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            **asdict(self),
+            "flops_per_step": self.flops_per_step,
+            "fits": self.fits,
+            "fits_in_turn": self.fits_in_turn,
+        }
+
+
+def estimate(
+    source: Shaped,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    num_steps: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    tflops: float | None = None,
+) -> Estimate:
+    """Estimate a video from text.
+
+    Args:
+        source: a checkpoint, an official config, the name of a released or tiny preset, or shapes.
+        height: pixels; None takes the checkpoint's.
+        width: pixels; None takes the checkpoint's.
+        num_frames: frames; None takes the checkpoint's.
+        num_steps: updates per chunk; None takes the checkpoint's.
+        dtype: of the transformer and the VAE; None means bfloat16.
+        device: where they would run.
+        tflops: speed of matrix products, 10^12 per second; None measures it for 0.2 s.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ConfigError: the settings do not fit together.
+        CheckpointError: a config is missing or damaged.
+    """
+    job = Job(height=height, width=width, num_frames=num_frames, num_steps=num_steps)
+    return estimate_job(source, job, dtype=dtype, device=device, tflops=tflops)
+
+
+def estimate_job(
+    source: Shaped,
+    job: Job,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    tflops: float | None = None,
+) -> Estimate:
+    """Estimate any video; see `estimate`.
+
+    Args:
+        source: a checkpoint, an official config, the name of a preset, or shapes.
+        job: the video.
+        dtype: of the transformer and the VAE; None means bfloat16.
+        device: where they would run.
+        tflops: speed of matrix products, 10^12 per second; None measures it for 0.2 s.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ConfigError: the settings do not fit together.
+        CheckpointError: a config is missing or damaged.
+    """
+    shapes, device = read_shapes(source), torch.device(device)
+    dtype = dtype or torch.bfloat16
+    job, config = _fill(job, shapes)
+    assert job.height and job.width and job.num_frames
+    on_cpu = device.type == "cpu" or shapes.text_on_cpu
+    weights = weight_bytes(shapes, dtype=dtype, text_dtype=_FP32 if on_cpu else dtype)
+    transformer, vae = _costs(shapes, job, config, dtype)
+    num_chunks, num_given = _chunks(shapes, job, config)
+    steps = list(
+        plan_steps(
+            config, num_chunks=num_chunks, num_prefix_chunks=num_given, text=job.text_tokens
+        )
+    )
+    kv_chunks = max((step.cached for step in steps), default=0)
+    grids = _tile_grids(shapes, job, config)
+    numbers: dict[str, Any] = {
+        "kv_bytes": kv_chunks * transformer.kv_bytes,
+        "step_bytes": _step_bytes(steps, transformer, device),
+        "vae_bytes": max(vae.activation_bytes(grid) for grid in grids) + _pixels(job, config, vae),
+        "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
+        "flops": sum(transformer.flops(call) for step in steps for call in step.forwards),
+        "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
+        "num_calls": sum(len(step.forwards) for step in steps),
+    }
+    speed = tflops or measure_tflops(device, dtype, transformer.width)
+    return Estimate(
+        height=job.height,
+        width=job.width,
+        num_frames=job.num_frames,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        text_device="cpu" if on_cpu else str(device),
+        weights=weights,
+        num_chunks=num_chunks,
+        tokens_per_chunk=transformer.tokens,
+        kv_chunks=kv_chunks,
+        **_peaks(weights, numbers, text_elsewhere=on_cpu and device.type != "cpu"),
+        num_steps=len(steps),
+        num_passes=sum(step.passes for step in steps),
+        num_plain_passes=len(steps) * (1 if config.distilled else 3),
+        num_tiles=len(grids),
+        tflops=speed,
+        seconds=_seconds(numbers, transformer.layers, speed),
+        available=_available(device),
+        **numbers,
+    )
+
+
+def _available(device: torch.device) -> int | None:
+    present = device.type != "cuda" or torch.cuda.is_available()
+    return available_bytes(device) if present else None
+
+
+def _seconds(numbers: Mapping[str, Any], layers: int, tflops: float) -> float:
+    work = (numbers["flops"] + numbers["vae_flops"]) / (tflops * 1e12 * _EFFICIENCY)
+    return float(work + numbers["num_calls"] * layers * _SECONDS_PER_LAYER)
+
+
+def _peaks(
+    weights: Mapping[str, int], numbers: Mapping[str, int], *, text_elsewhere: bool
+) -> dict[str, int]:
+    """Add up what is on the device at once."""
+    kv, step, vae = numbers["kv_bytes"], numbers["step_bytes"], numbers["vae_bytes"]
+    text = (0, 0) if text_elsewhere else (weights["text_encoder"], numbers["text_bytes"])
+    networks = weights["transformer"] + weights["vae"]
+    turns = (sum(text), weights["transformer"] + kv + step, weights["vae"] + kv + vae)
+    return {
+        "resident_bytes": networks + text[0] + kv + max(step, vae, text[1]),
+        "in_turn_bytes": max(turns),
+    }
+
+
+def _step_bytes(steps: list[Step], cost: TransformerCost, device: torch.device) -> int:
+    # With grouped heads and a mask, CUDA has no fused kernel.
+    fused = device.type == "cpu"
+    kinds = {call for step in steps for call in step.forwards}
+    largest = max(cost.activation_bytes(call, fused_attention=fused) for call in kinds)
+    # Appending to the cache makes a new one while the old one is there.
+    appended = max(step.cached for step in steps) * cost.kv_bytes
+    return max(largest, appended)
+
+
+def _pixels(job: Job, config: ChunkSampleConfig, vae: VaeCost) -> int:
+    """Bytes of a chunk's pixels: the tiles, the blended result and its float32 copy."""
+    assert job.height and job.width
+    frames = config.chunk_width * vae.config["patch_size"][0]
+    return 3 * 4 * vae.config["in_channels"] * frames * job.height * job.width
+
+
+def _text_activation(config: T5Config, job: Job, itemsize: int) -> int:
+    """Bytes of the text encoder's intermediates: gated MLP, or the attention's scores."""
+    words = job.text_tokens
+    return int(words * max(3 * config.d_ff, 3 * config.num_heads * words) * itemsize)
+
+
+def _fill(job: Job, shapes: ModelShapes) -> tuple[Job, ChunkSampleConfig]:
+    """Take what the job leaves open from the checkpoint, and check sizes."""
+    sampling = shapes.sampling
+    fallback = {"height": 720, "width": 720, "num_frames": 96}
+    names = ("height", "width", "num_frames")
+    filled = dataclasses.replace(
+        job,
+        **{name: getattr(job, name) or sampling.get(name, fallback[name]) for name in names},
+    )
+    changes = {name: getattr(job, name) for name in ("num_steps", "window_size")}
+    config = sample_config(sampling, **{k: v for k, v in changes.items() if v is not None})
+    factor = shapes.vae["patch_size"][1] * shapes.transformer["patch_size"][1]
+    for name in ("height", "width"):
+        size = getattr(filled, name)
+        if size < factor or size % factor:
+            near = max(factor, round(size / factor) * factor)
+            raise ConfigError(
+                name, expected=f"a multiple of {factor}", got=size, hint=f"use {near}"
+            )
+    if filled.num_frames is None or filled.num_frames < 1:
+        raise ConfigError("num_frames", expected="at least 1", got=filled.num_frames)
+    return filled, config
+
+
+def _chunks(shapes: ModelShapes, job: Job, config: ChunkSampleConfig) -> tuple[int, int]:
+    """Count all chunks, and those given whole."""
+    assert job.num_frames is not None
+    frames = config.chunk_width * shapes.vae["patch_size"][0]
+    total, given = math.ceil(job.num_frames / frames), job.prefix_frames // frames
+    if total <= given:
+        raise ConfigError(
+            "num_frames", expected=f"more than the {job.prefix_frames} given ones",
+            got=job.num_frames,
+        )  # fmt: skip
+    return total, given
+
+
+def _costs(
+    shapes: ModelShapes, job: Job, config: ChunkSampleConfig, dtype: torch.dtype
+) -> tuple[TransformerCost, VaeCost]:
+    assert job.height and job.width
+    factor = shapes.vae["patch_size"][1]
+    transformer = TransformerCost(
+        shapes.transformer,
+        chunk_frames=config.chunk_width,
+        latent_size=(job.height // factor, job.width // factor),
+        itemsize=dtype.itemsize,
+    )
+    return transformer, VaeCost(shapes.vae, itemsize=dtype.itemsize)
+
+
+def _tile_grids(
+    shapes: ModelShapes, job: Job, config: ChunkSampleConfig
+) -> list[tuple[int, int, int]]:
+    """List the latent sizes of the tiles of one chunk."""
+    assert job.height and job.width
+    vae = meta_vae(shapes)
+    q, p, _ = vae.factors
+    latent = torch.empty(
+        1, 1, config.chunk_width, job.height // p, job.width // p, device="meta"
+    )
+    tiles = vae.tiling
+    assert isinstance(tiles, TileConfig)
+    if not tiles.exceeded_by((config.chunk_width * q, job.height, job.width)):
+        return [(config.chunk_width, job.height // p, job.width // p)]
+    spans = tiles.decode_plan(vae.factors).spans(latent)
+    sizes = [[end - start for start, end in axis] for axis in spans]
+    return [(t, h, w) for t in sizes[0] for h in sizes[1] for w in sizes[2]]
+
+
+def check_fits(found: Estimate, *, in_turn: bool = False) -> None:
+    """Refuse what would run out of memory, before anything is loaded.
+
+    Args:
+        found: the estimate.
+        in_turn: whether components are moved to the device one after the other.
+
+    Raises:
+        OutOfMemory: the device has too little memory; the hint says what would help.
+    """
+    needed = found.in_turn_bytes if in_turn else found.resident_bytes
+    if found.available is None or needed <= found.available:
+        return
+    ways = []
+    if not in_turn and found.fits_in_turn:
+        ways.append("move components in turn (--offload)")
+    if found.dtype == "float32":
+        ways.append("use bfloat16 (--dtype bf16)")
+    if found.step_bytes + found.kv_bytes + found.vae_bytes > 0.1 * needed:
+        side = math.sqrt(0.5)
+        small = [max(16, int(size * side) // 16 * 16) for size in (found.width, found.height)]
+        ways.append(f"make it smaller (--size {small[0]}x{small[1]})")
+    if max(found.weights.values()) > found.available:
+        ways.append("use a smaller or quantized model")
+    raise OutOfMemory(
+        f"memory of {found.device}",
+        expected=f"{needed / 1e9:.1f} GB free",
+        got=f"{found.available / 1e9:.1f} GB",
+        hint=", or ".join(ways) or "close other programs",
+    )
