@@ -124,12 +124,12 @@ def test_accounting_names_what_does_not_fit() -> None:
     expected = {name: torch.zeros(2) for name in "abcdef"}
     state = {"a": torch.zeros(2), "f": torch.zeros(3), "z": torch.zeros(1)}
     with pytest.raises(CheckpointError) as caught:
-        account(state, expected, "weights")
+        account(state, expected, where="weights")
     message = str(caught.value)
     assert "4 missing (b, c, d, ...)" in message
     assert "1 unexpected (z)" in message
     assert "1 of wrong shape (f (3,) instead of (2,))" in message
-    account(expected, expected, "weights")
+    account(expected, expected, where="weights")
 
 
 def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path) -> None:
@@ -261,9 +261,7 @@ def test_caption_dropout_per_video_and_per_chunk(model: Magi1Transformer3DModel)
 
 
 @torch.no_grad()
-def test_step_size_and_time_matter_per_chunk(
-    model: Magi1Transformer3DModel, plain: Tensor
-) -> None:
+def test_step_size_and_time_matter_per_chunk(model: Magi1Transformer3DModel, plain: Tensor) -> None:
     latent, times, text, mask = call_inputs()
     sized = model(latent, times, text, mask, step_size=8.0).sample
     assert not torch.allclose(sized, plain, atol=1e-3)

@@ -108,7 +108,7 @@ def test_features_equal_the_official_padded_run(
     tokenizer: T5Tokenizer, encoder: T5EncoderModel
 ) -> None:
     prompts = ["a red disc bounces", "A blue ring; it rotates slowly, then stops"]
-    found = encode_prompts(prompts, tokenizer, encoder, max_length=60)
+    found = encode_prompts(prompts, tokenizer, encoder=encoder, max_length=60)
     padded = tokenizer(
         [clean_prompt(prompt) for prompt in prompts],
         max_length=60,
@@ -131,10 +131,12 @@ def test_each_distinct_prompt_is_encoded_once_and_alone(
 ) -> None:
     calls = []
     hook = encoder.register_forward_hook(lambda *_: calls.append(1))
-    many = encode_prompts(["a ring", "a red square moves", "A RING", "a ring"], tokenizer, encoder)
+    many = encode_prompts(
+        ["a ring", "a red square moves", "A RING", "a ring"], tokenizer, encoder=encoder
+    )
     hook.remove()
     assert len(calls) == 2
-    alone = encode_prompts("a ring", tokenizer, encoder)
+    alone = encode_prompts("a ring", tokenizer, encoder=encoder)
     for index in (0, 2, 3):
         assert torch.equal(many.visible()[index], alone.visible()[0])
 
@@ -151,7 +153,7 @@ def test_what_is_no_prompt_is_refused(
     prompts: object, tokenizer: T5Tokenizer, encoder: T5EncoderModel
 ) -> None:
     with pytest.raises(ConfigError, match="prompt"):
-        encode_prompts(prompts, tokenizer, encoder)  # type: ignore[arg-type]
+        encode_prompts(prompts, tokenizer, encoder=encoder)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["x" * 100_001, "a." * 30_000, "<a " * 20_000])
@@ -160,7 +162,7 @@ def test_floods_are_refused_at_once(
 ) -> None:
     start = time.perf_counter()
     with pytest.raises(ConfigError, match="characters"):
-        encode_prompts(text, tokenizer, encoder)
+        encode_prompts(text, tokenizer, encoder=encoder)
     assert time.perf_counter() - start < 2
 
 
@@ -171,7 +173,7 @@ def test_a_very_long_prompt_is_cut_with_one_warning(
     total = len(tokenizer(clean_prompt(text), verbose=False).input_ids)
     start = time.perf_counter()
     with pytest.warns(UserWarning) as caught:
-        found = encode_prompts(text, tokenizer, encoder, max_length=20)
+        found = encode_prompts(text, tokenizer, encoder=encoder, max_length=20)
     assert time.perf_counter() - start < 5
     assert len(caught) == 1
     assert f"dropped {total - 20} tokens, from 'ring" in str(caught[0].message)
@@ -184,7 +186,7 @@ def test_chinese_is_warned_of_and_leaves_the_end_token(
     tokenizer: T5Tokenizer, encoder: T5EncoderModel
 ) -> None:
     with pytest.warns(UserWarning, match="4 Chinese characters.*everything in '你好'") as caught:
-        found = encode_prompts(["你好", "a ring 世界"], tokenizer, encoder)
+        found = encode_prompts(["你好", "a ring 世界"], tokenizer, encoder=encoder)
     assert len(caught) == 1
     assert found.mask.sum(dim=1).tolist()[0] == 1
 

@@ -66,7 +66,7 @@ def _config(**changes: object) -> TrainerConfig:
 
 
 def _trainer(method: Method, out: Path, bad: int | None = None, **changes: object) -> Trainer:
-    return Trainer(method, _Numbers(bad), _config(**changes), out=out, quiet=True)
+    return Trainer(method, _Numbers(bad), config=_config(**changes), out=out, quiet=True)
 
 
 def test_resume_is_bitwise(tmp_path: Path) -> None:

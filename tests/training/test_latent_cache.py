@@ -79,7 +79,7 @@ def test_batches_are_deterministic_and_images_start_their_piece(
     assert len(cache) == 0
     with pytest.raises(ConfigError, match="num_chunks"):
         LatentBatches(cache, batch_size=2, num_chunks=1)
-    write_shard(vae, config, folder, 0)
+    write_shard(vae, config, folder=folder, shard=0)
     assert cache.refresh() == len(cache) == 6
     batches = LatentBatches(cache, batch_size=4, num_chunks=1, seed=3)
     copied = pickle.loads(pickle.dumps(batches))
@@ -122,7 +122,7 @@ def test_a_cache_of_images_holds_one_frame_per_clip(
 ) -> None:
     config, folder = _config(tmp_path, images_only=True), tmp_path / "cache"
     next(build_cache(config, folder, clips=6))
-    write_shard(vae, config, folder, 0)
+    write_shard(vae, config, folder=folder, shard=0)
     clip = LatentCache(folder)[2]
     assert clip.latent.shape == clip.images.shape == (12, 1, 4, 4) and len(clip.captions) == 1
     truth = sample_clip(clip.seed, num_frames=24, height=32, width=32, timeline_share=0.5)

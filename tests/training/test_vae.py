@@ -28,7 +28,7 @@ def test_three_steps_export_and_normalised_latents(
 ) -> None:
     method, stream = tiny_recipe.build()
     assert isinstance(method, VaeMethod)
-    result = Trainer(method, stream, tiny_recipe.trainer, out=tmp_path, quiet=True).fit()
+    result = Trainer(method, stream, config=tiny_recipe.trainer, out=tmp_path, quiet=True).fit()
     assert result.progress.step == 3 and result.progress.skipped == 0
     assert {"val_psnr", "val_psnr_object", "val_flicker"} == set(result.metrics)
     losses = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -117,7 +117,8 @@ class ChunkEngine:
         self.num_prefix_chunks = task.prefix_frames // config.chunk_width
         if task.num_chunks <= self.num_prefix_chunks:
             raise ConfigError(
-                "num_chunks", expected=f"more than {self.num_prefix_chunks} given chunks",
+                "num_chunks",
+                expected=f"more than {self.num_prefix_chunks} given chunks",
                 got=task.num_chunks,
             )
         self.stopped = False
@@ -193,10 +194,10 @@ class ChunkEngine:
         model, config = self.model, self.config
         if config.distilled:
             velocity, kept = distilled_velocity(
-                model, call, inputs, near_clean_scale=config.near_clean_scale
+                model, call, inputs=inputs, near_clean_scale=config.near_clean_scale
             )
         else:
-            velocity, kept = guided_velocity(model, call, inputs, runtime=self.runtime)
+            velocity, kept = guided_velocity(model, call, inputs=inputs, runtime=self.runtime)
         if kept is not None:
             self._remember(kept)
         if self.on_velocity is not None:
@@ -295,7 +296,7 @@ class ChunkEngine:
             call = dataclasses.replace(first_call, chunks=(chunk,), clean_chunk=chunk)
             dropped = [not self.config.distilled]
             _, kept = run_pass(
-                self.model, call, inputs, texts=[inputs.cond], dropped=dropped
+                self.model, call, inputs=inputs, texts=[inputs.cond], dropped=dropped
             )
             assert kept is not None
             self._remember(kept)
@@ -371,8 +372,11 @@ class ChunkEngine:
             if name.startswith("latent.")
         }
         layers = sum(name.startswith("key.") for name in state)
-        self.cache = tuple(
-            (state[f"key.{i}"].to(self.device), state[f"value.{i}"].to(self.device))
-            for i in range(layers)
-        ) or None
+        self.cache = (
+            tuple(
+                (state[f"key.{i}"].to(self.device), state[f"value.{i}"].to(self.device))
+                for i in range(layers)
+            )
+            or None
+        )
         self._within_stage = False

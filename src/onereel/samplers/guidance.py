@@ -110,8 +110,8 @@ def stack_text(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 def run_pass(
     model: VelocityModel,
     call: ChunkCall,
-    inputs: CallInputs,
     *,
+    inputs: CallInputs,
     texts: Sequence[Sequence[torch.Tensor]],
     dropped: Sequence[bool],
 ) -> tuple[torch.Tensor, KeyValues | None]:
@@ -146,7 +146,7 @@ def run_pass(
 
 
 def guided_velocity(
-    model: VelocityModel, call: ChunkCall, inputs: CallInputs, *, runtime: GuidanceRuntime
+    model: VelocityModel, call: ChunkCall, *, inputs: CallInputs, runtime: GuidanceRuntime
 ) -> tuple[torch.Tensor, KeyValues | None]:
     """Predict with three-way guidance.
 
@@ -169,16 +169,20 @@ def guided_velocity(
     alone = [i for i, (prev, _) in enumerate(call.weights) if not skip or prev != 1]
     if need_text and need_prev and runtime.batch_passes:
         both, kept = run_pass(
-            model, call, inputs, texts=[inputs.cond, null_rows], dropped=[False, True]
+            model, call, inputs=inputs, texts=[inputs.cond, null_rows], dropped=[False, True]
         )
         with_text, with_prev = both[:1], both[1:]
         kept = kept and tuple((k[1:], v[1:]) for k, v in kept)
     else:
         kept = None
         if need_prev:
-            with_prev, kept = run_pass(model, call, inputs, texts=[null_rows], dropped=[True])
+            with_prev, kept = run_pass(
+                model, call, inputs=inputs, texts=[null_rows], dropped=[True]
+            )
         if need_text:
-            with_text, _ = run_pass(model, call, inputs, texts=[inputs.cond], dropped=[False])
+            with_text, _ = run_pass(
+                model, call, inputs=inputs, texts=[inputs.cond], dropped=[False]
+            )
         with_prev = with_prev if need_prev else with_text
         with_text = with_text if need_text else with_prev
     width = inputs.latent.shape[2] // len(inputs.cond)
@@ -219,7 +223,7 @@ def _lone_velocity(
 
 
 def distilled_velocity(
-    model: VelocityModel, call: ChunkCall, inputs: CallInputs, *, near_clean_scale: float
+    model: VelocityModel, call: ChunkCall, *, inputs: CallInputs, near_clean_scale: float
 ) -> tuple[torch.Tensor, KeyValues | None]:
     """Predict with distilled weights: one pass, and near the end a mix with history left out.
 
@@ -245,7 +249,7 @@ def distilled_velocity(
             inputs.null,
             inputs.past,
         )
-    velocity, kept = run_pass(model, call, inputs, texts=[inputs.cond], dropped=[False])
+    velocity, kept = run_pass(model, call, inputs=inputs, texts=[inputs.cond], dropped=[False])
     velocity = velocity[:, :, lead * width :]
     if call.near_clean:
         lone = velocity[:, :, -width:]

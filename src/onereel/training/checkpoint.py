@@ -63,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary.replace(path)
 
 
-def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int) -> Path:
+def save_checkpoint(state: dict[str, Any], folder: Path, *, step: int, keep: int) -> Path:
     """Write a checkpoint atomically and remove old ones.
 
     Args:

@@ -148,7 +148,7 @@ def to_video(frames: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) ->
     return tensor.to(dtype) / 127.5 - 1.0
 
 
-def shuffled_index(position: int, count: int, seed: int) -> int:
+def shuffled_index(position: int, count: int, *, seed: int) -> int:
     """Give the item at a position of an endless stream that shuffles anew in every epoch.
 
     Args:

@@ -22,7 +22,7 @@ A stream is any object with `batches(start: int) -> Iterator[batch]`: batch i of
 i only, so the data position is one number. See `data.BatchStream`.
 
     config = TrainerConfig(max_minutes=25, schedule="time", bf16=True, checkpoint_minutes=2)
-    result = Trainer(method, stream, config, out="run").fit(resume=True)
+    result = Trainer(method, stream, config=config, out="run").fit(resume=True)
     # run/log.jsonl, run/checkpoints/step-00001200.pt (last two), run/export/ (method.export)
     # result.reason is "steps", "time" or "interrupted" (the command line then exits with 130)
 
@@ -95,8 +95,8 @@ class Trainer:
         self,
         method: Method,
         stream: Stream,
-        config: TrainerConfig,
         *,
+        config: TrainerConfig,
         out: str | Path,
         quiet: bool = False,
     ) -> None:
@@ -197,7 +197,9 @@ class Trainer:
             "random": random_state(),
         }
         folder = self.checkpoint_folder
-        self._checkpoint = save_checkpoint(state, folder, self.progress.step, keep=self.config.keep)
+        self._checkpoint = save_checkpoint(
+            state, folder, step=self.progress.step, keep=self.config.keep
+        )
         if export:
             self._export()
         return self._checkpoint
@@ -280,7 +282,7 @@ class Trainer:
         batch = to_device(batch, self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             losses = method.train_step(batch, step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         norm = self._clip(acting)
         scalars = {name: float(value.detach()) for name, value in losses.items()}
         if torch.isfinite(norm) and torch.isfinite(losses["loss"].detach()):

@@ -128,7 +128,7 @@ def _encode(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, folder: Path, shard: int) -> int:
+def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, *, folder: Path, shard: int) -> int:
     """Render, encode and store the clips of one shard.
 
     Args:
@@ -204,7 +204,7 @@ def _start_worker(vae_folder: str) -> None:
 
 def _work(config: CacheConfig, folder: Path, shard: int) -> int:
     assert _worker_vae is not None
-    return write_shard(_worker_vae, config, folder, shard)
+    return write_shard(_worker_vae, config, folder=folder, shard=shard)
 
 
 def build_cache(
@@ -370,7 +370,7 @@ class LatentBatches:
         """
         latents, images, captions = [], [], []
         for place in range(index * self.batch_size, (index + 1) * self.batch_size):
-            item = self.items[shuffled_index(place, len(self.items), self.seed)]
+            item = self.items[shuffled_index(place, len(self.items), seed=self.seed)]
             clip = self.cache[item]
             rng = np.random.default_rng(derive_seed(self.seed, "offset", place))
             start = int(rng.integers(0, len(clip.captions) - self.num_chunks + 1))

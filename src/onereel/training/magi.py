@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import T5EncoderModel, T5Tokenizer
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
@@ -150,11 +151,11 @@ class MagiBatches:
             count = self.count
             if self.pictures is not None:
                 count = len(self.pictures) - self.recipe.validation_items
-            return self.images([shuffled_index(p, count, self.seed) for p in places], rng)
+            return self.images([shuffled_index(p, count, seed=self.seed) for p in places], rng)
         layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
-        items = [shuffled_index(p, self.count, self.seed + 1) for p in places]
-        return self.pieces(items, layout, rng)
+        items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
+        return self.pieces(items, layout, rng=rng)
 
     def images(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
         """Gather single frames: the first frame of a random chunk of each clip."""
@@ -169,7 +170,7 @@ class MagiBatches:
         return {"latent": latent, "given": latent, "captions": captions, "layout": None}
 
     def pieces(
-        self, items: Sequence[int], layout: Layout, rng: np.random.Generator
+        self, items: Sequence[int], layout: Layout, *, rng: np.random.Generator
     ) -> dict[str, Any]:
         """Gather pieces of one layout; those without clean chunks start where their clip does."""
         latents, given, captions = [], [], []
@@ -212,8 +213,6 @@ class MagiMethod(Method):
         if not (folder / "tokenizer_config.json").is_file():
             texts = sample_captions(20000, derive_seed(self.seed, "tokenizer"))
             train_tokenizer(texts, folder, vocab_size=recipe.vocab_size)
-        from transformers import T5Tokenizer  # noqa: PLC0415 - slow to import
-
         self.tokenizer = T5Tokenizer.from_pretrained(folder)
         self.ids: dict[str, list[int]] = {}
         torch.manual_seed(derive_seed(self.seed, "weights"))
@@ -242,7 +241,7 @@ class MagiMethod(Method):
         pictures = batches.pictures
         ends = last if pictures is None else range(len(pictures) - len(last), len(pictures))
         self.validation = [batches.images(ends, rng)]
-        self.validation += [batches.pieces(list(last)[:32], layout, rng) for layout in layouts]
+        self.validation += [batches.pieces(list(last)[:32], layout, rng=rng) for layout in layouts]
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the flow-matching loss of one batch."""
@@ -256,7 +255,7 @@ class MagiMethod(Method):
         losses = {}
         for name, batch in zip(("image", "start", "continue"), self.validation, strict=True):
             with torch.autocast(self.dit.device.type, dtype=torch.bfloat16):
-                loss = self._loss(batch, step_generator(self.seed, 0, f"validation-{name}"))
+                loss = self._loss(batch, step_generator(self.seed, 0, tag=f"validation-{name}"))
             losses[f"val_{name}"] = float(loss)
         return losses
 
@@ -290,7 +289,7 @@ class MagiMethod(Method):
             times = magi_times((size, 1), generator)
             given = torch.zeros(size, dtype=torch.bool)
         else:
-            times = sample_times(layout, size, generator)
+            times = sample_times(layout, size, generator=generator)
             share = 0.0 if layout.num_clean else self.recipe.i2v_share
             given = torch.rand(size, generator=generator) < share
         frames = latent.shape[2] // layout.num_chunks
@@ -359,16 +358,16 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
                 torch.nn.init.zeros_(module.bias)
     for block in dit.blocks:
         # Gates of zero would stop the gradient through the normalised branches.
-        torch.nn.init.constant_(block.ada_modulate_layer[1].bias, 0.5)
-        for norm in (block.norm2, block.norm4):
-            torch.nn.init.constant_(norm.weight, 0.1)
+        torch.nn.init.constant_(block.get_parameter("ada_modulate_layer.1.bias"), 0.5)
+        for name in ("norm2.weight", "norm4.weight"):
+            torch.nn.init.constant_(block.get_parameter(name), 0.1)
     torch.nn.init.zeros_(dit.proj_out.weight)
 
 
-def _copy_weights(dit: Magi1Transformer3DModel, text: torch.nn.Module, folder: Path) -> None:
+def _copy_weights(dit: Magi1Transformer3DModel, text: T5EncoderModel, folder: Path) -> None:
     """Start from an exported run."""
     dit.load_state_dict(
         Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
     )
-    trained = type(text).from_pretrained(folder / "text_encoder")
+    trained = T5EncoderModel.from_pretrained(folder / "text_encoder")
     text.load_state_dict(trained.state_dict())

@@ -87,7 +87,7 @@ def magi_times(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tens
     return shift_t(torch.sigmoid(0.5 * z), MAGI_SHIFT)
 
 
-def sample_times(layout: Layout, batch: int, generator: torch.Generator) -> torch.Tensor:
+def sample_times(layout: Layout, batch: int, *, generator: torch.Generator) -> torch.Tensor:
     """Draw the flow times of every chunk of a batch; clean ones get up to 5 % of noise.
 
     Args:

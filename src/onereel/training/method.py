@@ -145,7 +145,7 @@ class TrainResult:
     checkpoint: Path | None = None
 
 
-def step_generator(seed: int, step: int, tag: str = "noise") -> torch.Generator:
+def step_generator(seed: int, step: int, *, tag: str = "noise") -> torch.Generator:
     """Make the random generator of one step.
 
     Args:

@@ -141,7 +141,7 @@ class VaeBatches:
         return self._rendered[1]
 
 
-def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, count: int) -> Tensor:
+def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, *, count: int) -> Tensor:
     """Render a fixed set of tiles that training never sees.
 
     Args:
@@ -305,7 +305,7 @@ class VaeMethod(Method):
         video = as_tiles(batch)
         posterior = self.vae.encode(video).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
-        generator = step_generator(recipe.trainer.seed, step, "posterior")
+        generator = step_generator(recipe.trainer.seed, step, tag="posterior")
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         output = self.vae.decode(mean + std * noise, as_image=False).sample.float()
         weights = pixel_weights(
@@ -326,12 +326,12 @@ class VaeMethod(Method):
     @functools.cached_property
     def validation_tiles(self) -> Tensor:
         """The fixed validation set, uint8 [N, F, H, W, 3]."""
-        return fixed_tiles(self.recipe, "validation", self.recipe.validation_clips)
+        return fixed_tiles(self.recipe, "validation", count=self.recipe.validation_clips)
 
     @functools.cached_property
     def stats_tiles(self) -> Tensor:
         """The clips whose latents' statistics are taken, uint8 [N, F, H, W, 3]."""
-        return fixed_tiles(self.recipe, "stats", self.recipe.stats_clips)
+        return fixed_tiles(self.recipe, "stats", count=self.recipe.stats_clips)
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure the reconstruction from the posterior's mean.

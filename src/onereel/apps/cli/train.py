@@ -73,7 +73,7 @@ def _run(
         typer.echo(json.dumps({"recipe": name, **describe(method, recipe.trainer)}, indent=2))
         return 0
     folder = out or Path("runs") / name
-    result = Trainer(method, stream, recipe.trainer, out=folder).fit(resume=resume)
+    result = Trainer(method, stream, config=recipe.trainer, out=folder).fit(resume=resume)
     summary = {
         "reason": result.reason,
         "steps": result.progress.step,

@@ -304,7 +304,7 @@ def run(folder: Path) -> Iterator[CaseResult]:
 
 def _full_size(folder: Path) -> Iterator[CaseResult]:
     """Compare the full-size models' tensor names and shapes, when their manifest is there."""
-    from onereel.evaluation.parity.magi1_dit_models import full_size_results  # noqa: PLC0415
+    from onereel.evaluation.parity.magi1_dit_models import full_size_results
 
     path = folder / "full_size_keys.json"
     if path.is_file():

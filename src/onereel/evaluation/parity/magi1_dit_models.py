@@ -55,7 +55,7 @@ def load_case_model(
         head_dim=config.kv_channels,
         gated=config.gated_linear_unit,
     )
-    account(state, model.state_dict(), name)
+    account(state, model.state_dict(), where=name)
     model.load_state_dict(state)
     _lower(model, dtype)
     set_input_quantization(model, True)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from onereel.evaluation.parity.case import CaseResult, compare
 from onereel.evaluation.parity.magi1_dit_models import load_case_model
+from onereel.evaluation.parity.prompt_cases import flags_from_environment
 from onereel.models.text.special_tokens import (
     ChunkCaptions,
-    ConditioningFlags,
     SpecialTokens,
     build_captions,
 )
@@ -24,30 +24,6 @@ from onereel.samplers.guidance import GuidanceRuntime
 from onereel.samplers.plan import ChunkCall, ChunkSampleConfig
 
 Case = dict[str, Any]
-_TRUE = ("1", "true", "yes", "y", "on", "enabled")
-_FLAGS = {
-    "PAD_STATIC": "static_first_frames",
-    "PAD_DYNAMIC": "dynamic_first_frames",
-    "PAD_BORDERNESS": "borderness",
-    "PAD_HQ": "hq",
-    "PAD_THREE_D_MODEL": "three_d_model",
-    "PAD_TWO_D_ANIME": "two_d_anime",
-    "PAD_DURATION": "duration",
-    "NEG_PROMPT": "negative",
-}
-
-
-def flags_of(env: dict[str, str]) -> ConditioningFlags:
-    """Translate the recorded environment variables to explicit flags.
-
-    Args:
-        env: official variables by name.
-
-    Returns:
-        The flags.
-    """
-    on = {_FLAGS[k]: v.lower() in _TRUE for k, v in env.items() if k in _FLAGS}
-    return ConditioningFlags(**on)
 
 
 def sample_config(case: Case) -> ChunkSampleConfig:
@@ -62,9 +38,9 @@ def sample_config(case: Case) -> ChunkSampleConfig:
     runtime, engine = case["runtime"], case["engine"]
     tables = ("cfg_t_range", "prev_chunk_scales", "text_scales", "noise2clean_kvrange")
     numbers = ("num_steps", "window_size", "chunk_width", "clean_chunk_kvrange", "clean_t")
+    values: Case = {k: tuple(runtime[k]) for k in tables} | {k: runtime[k] for k in numbers}
     return ChunkSampleConfig(
-        **{k: tuple(runtime[k]) for k in tables},
-        **{k: runtime[k] for k in numbers},
+        **values,
         distilled=runtime["cfg_number"] == 1,
         shortcut_mode=engine.get("shortcut_mode", "8,16,16"),
         near_clean_threshold=engine.get("distill_nearly_clean_chunk_threshold", 0.3),
@@ -93,7 +69,7 @@ def _captions(folder: Path, case: Case, model: Any, tensors: dict[str, Any]) -> 
         visible,
         model.null_caption.detach(),
         num_prefix_chunks=prefix_chunks,
-        flags=flags_of(case["env"]),
+        flags=flags_from_environment(case["env"]),
         tokens=tokens,
         max_length=model.config.caption_max_length,
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onereel.evaluation.parity.case import CaseResult, compare
 from safetensors.numpy import load_file
 
+from onereel.evaluation.parity.case import CaseResult, compare
 from onereel.media import load_image, read_video, resample_indices
 from onereel.samplers.plan import emitted_latents
 

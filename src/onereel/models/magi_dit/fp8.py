@@ -33,6 +33,10 @@ class Fp8Linear(nn.Module):
         smooth: whether the layer is of the smooth kind.
     """
 
+    weight_scale: torch.Tensor
+    input_scale: torch.Tensor
+    smooth_scale: torch.Tensor
+
     def __init__(self, in_features: int, out_features: int, *, smooth: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -91,13 +95,9 @@ def quantize_blocks(blocks: nn.ModuleList) -> None:
         for name in (*_PER_TENSOR, *_SMOOTH):
             parent_name, _, leaf = name.rpartition(".")
             parent = block.get_submodule(parent_name)
-            old = getattr(parent, leaf) if not leaf.isdigit() else parent[int(leaf)]
+            old: nn.Linear = getattr(parent, leaf)
             new = Fp8Linear(old.in_features, old.out_features, smooth=name in _SMOOTH)
-            new = new.to(old.weight.device)
-            if leaf.isdigit():
-                parent[int(leaf)] = new
-            else:
-                setattr(parent, leaf, new)
+            setattr(parent, leaf, new.to(old.weight.device))
 
 
 def set_input_quantization(module: nn.Module, enabled: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,8 @@ from onereel.nn.embeddings import time_features
 from onereel.nn.layers import LayerNorm, LinearFp32, PatchEmbeddingFp32
 from onereel.nn.rope import RotaryBands
 
-LAYOUT_VERSION = 1  # marks files whose norm gains, key/value rows and GLU halves are converted right
+# Marks files whose norm gains, key/value rows and GLU halves are converted right.
+LAYOUT_VERSION = 1
 
 
 @dataclass
@@ -162,12 +163,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         dim = num_attention_heads * attention_head_dim
         condition_dim = int(dim * cond_hidden_ratio)
-        if dim % 8 or attention_head_dim % 8 or num_attention_heads % num_kv_heads:
-            raise ShapeError(
-                "attention heads",
-                expected="head dim a multiple of 8 and query heads a multiple of key heads",
-                got=f"{num_attention_heads} x {attention_head_dim}, {num_kv_heads} key heads",
-            )
+        _check_heads(num_attention_heads, attention_head_dim, num_kv_heads)
         self.patch_embedding = PatchEmbeddingFp32(
             in_channels, dim, patch_size, stride=patch_size, bias=False
         )
@@ -283,37 +279,38 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         grid, num_chunks = self._check(hidden_states, timestep, encoder_hidden_states)
         tokens_per_chunk = grid[0] * grid[1] * grid[2] // num_chunks
-        dtype = self.blocks[0].attn1.to_q.weight.dtype
-        dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
-        x = hidden_states.float() * self.config.x_rescale_factor
-        if self.config.half_channel_vae:
-            x = torch.cat((x, x), dim=1)
-        x = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").to(dtype)
-        first_frame = slice_point * (grid[0] // num_chunks)
+        x = self._patchify(hidden_states)
         context = self._context(
             timestep,
             (encoder_hidden_states, encoder_attention_mask),
             dropped=caption_dropout,
             step_size=step_size,
-            dtype=dtype,
+            dtype=x.dtype,
         )._replace(
-            rope=self.rope(grid, first_frame=first_frame),
+            rope=self.rope(grid, first_frame=slice_point * (grid[0] // num_chunks)),
             ranges=_key_rows(kv_range, slice_point, num_chunks, tokens_per_chunk, past_key_values),
             keep_tokens=keep_chunks * tokens_per_chunk,
         )
-        kept = []
-        for i, block in enumerate(self.blocks):
-            past = None if past_key_values is None else past_key_values[i]
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, key_value = self._gradient_checkpointing_func(block, x, context, past)
-            else:
-                x, key_value = block(x, context, past)
-            kept.append(key_value)
+        x, kept = self._run_blocks(x, context, past_key_values)
         velocity = self._unpatchify(x, grid)
-        key_values = tuple(kept) if keep_chunks else None
+        key_values = kept if keep_chunks else None
         if not return_dict:
             return velocity, key_values
         return Magi1TransformerOutput(sample=velocity, key_values=key_values)
+
+    def _run_blocks(
+        self, x: torch.Tensor, context: BlockContext, past: Sequence[KeyValue] | None
+    ) -> tuple[torch.Tensor, tuple[KeyValue, ...]]:
+        """Run tokens [B, L, D] through all blocks; return them and what each block keeps."""
+        kept = []
+        for i, block in enumerate(self.blocks):
+            own = None if past is None else past[i]
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, key_value = self._gradient_checkpointing_func(block, x, context, own)
+            else:
+                x, key_value = block(x, context, own)
+            kept.append(key_value)
+        return x, tuple(kept)
 
     def _check(
         self, latent: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
@@ -369,6 +366,15 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             keep_tokens=0,
         )
 
+    def _patchify(self, latent: torch.Tensor) -> torch.Tensor:
+        """Turn a latent [B, C, T, H, W] into tokens [B, L, D] in the blocks' dtype."""
+        dtype = cast(Magi1TransformerBlock, self.blocks[0]).attn1.to_q.weight.dtype
+        dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        x = latent.float() * self.config.x_rescale_factor
+        if self.config.half_channel_vae:
+            x = torch.cat((x, x), dim=1)
+        return rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").to(dtype)
+
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Turn tokens [B, L, D] into a velocity [B, C, T, H, W]."""
         x = self.proj_out(self.norm_out(x, torch.float32)).float()
@@ -383,6 +389,16 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             r=r,
         )
         return x[:, : self.latent_channels] / self.config.x_rescale_factor
+
+
+def _check_heads(num_heads: int, head_dim: int, num_kv_heads: int) -> None:
+    """Refuse heads that do not divide into key groups and rotary bands."""
+    if head_dim % 8 or num_heads % num_kv_heads:
+        raise ShapeError(
+            "attention heads",
+            expected="head dim a multiple of 8 and query heads a multiple of key heads",
+            got=f"{num_heads} x {head_dim}, {num_kv_heads} key heads",
+        )
 
 
 def _key_rows(

@@ -186,7 +186,7 @@ def ours_to_official(
 
 
 def account(
-    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, where: str
 ) -> None:
     """Check that names and shapes agree exactly.
 
@@ -231,7 +231,7 @@ def guarded(load: Callable[[], Tensors], where: str) -> Tensors:
     Raises:
         CheckpointError: the file is truncated or not safetensors.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors import SafetensorError
 
     try:
         return load()

@@ -53,8 +53,8 @@ class TextFeatures:
 def encode_prompts(
     prompts: str | Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    encoder: nn.Module,
     *,
+    encoder: nn.Module,
     max_length: int = 800,
     clean: bool = True,
     batch_size: int = 1,

@@ -95,7 +95,7 @@ def _add_words(model: bytes, texts: list[str], vocab_size: int) -> bytes:
     """Fill the vocabulary with the commonest words, and let each win over its own splits."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     pieces = {piece.piece: piece for piece in proto.pieces}
     folded = (unicodedata.normalize("NFKC", text).casefold() for text in texts)
     counts = collections.Counter(word for text in folded for word in _WORD.findall(text))
