@@ -57,13 +57,14 @@ class LazyGroup(TyperGroup):
         """
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        home, text = COMMANDS[cmd_name]
+        module, _, attribute = home.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
             found.command()(function)
         command = typer.main.get_command(found)
-        command.name = cmd_name
+        command.name, command.help = cmd_name, command.help or text
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
