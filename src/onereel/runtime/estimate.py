@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from transformers import T5Config
 
+from onereel.core.device import parse_dtype
 from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magi_vae.tiling import TileConfig
 from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
@@ -79,8 +80,9 @@ class Estimate:
         num_tiles: VAE tiles per chunk.
         flops: of all steps.
         vae_flops: of decoding all chunks.
-        tflops: assumed speed of matrix products, 10^12 per second.
-        seconds: rough time on this device.
+        num_layers: of the transformer.
+        model_width: of the transformer.
+        given_tflops: speed of matrix products, or None to measure it when the time is asked for.
         available: free bytes on the device, or None where unknown.
     """
 
@@ -107,8 +109,9 @@ class Estimate:
     num_tiles: int
     flops: int
     vae_flops: int
-    tflops: float
-    seconds: float
+    num_layers: int
+    model_width: int
+    given_tflops: float | None
     available: int | None
 
     @property
@@ -122,6 +125,20 @@ class Estimate:
         return None if self.available is None else self.in_turn_bytes <= self.available
 
     @property
+    def tflops(self) -> float:
+        """Speed of matrix products, 10^12 per second; measured for 0.2 s where it was not given."""
+        if self.given_tflops is not None:
+            return self.given_tflops
+        device, dtype = torch.device(self.device), parse_dtype(self.dtype)
+        return measure_tflops(device, dtype, self.model_width)
+
+    @property
+    def seconds(self) -> float:
+        """Rough time on this device."""
+        work = (self.flops + self.vae_flops) / (self.tflops * 1e12 * _EFFICIENCY)
+        return work + self.num_calls * self.num_layers * _SECONDS_PER_LAYER
+
+    @property
     def flops_per_step(self) -> float:
         """Operations of an average step."""
         return self.flops / max(1, self.num_steps)
@@ -130,6 +147,8 @@ class Estimate:
         """Return plain values for JSON."""
         return {
             **asdict(self),
+            "tflops": self.tflops,
+            "seconds": self.seconds,
             "flops_per_step": self.flops_per_step,
             "fits": self.fits,
             "fits_in_turn": self.fits_in_turn,
@@ -157,7 +176,8 @@ def estimate(
         num_steps: updates per chunk; None takes the checkpoint's.
         dtype: of the transformer and the VAE; None means bfloat16.
         device: where they would run.
-        tflops: speed of matrix products, 10^12 per second; None measures it for 0.2 s.
+        tflops: speed of matrix products, 10^12 per second; None measures it when the time is asked
+            for.
 
     Returns:
         The estimate.
@@ -185,7 +205,8 @@ def estimate_job(
         job: the video.
         dtype: of the transformer and the VAE; None means bfloat16.
         device: where they would run.
-        tflops: speed of matrix products, 10^12 per second; None measures it for 0.2 s.
+        tflops: speed of matrix products, 10^12 per second; None measures it when the time is asked
+            for.
 
     Returns:
         The estimate.
@@ -218,7 +239,6 @@ def estimate_job(
         "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
         "num_calls": sum(len(step.forwards) for step in steps),
     }
-    speed = tflops or measure_tflops(device, dtype, transformer.width)
     return Estimate(
         height=job.height,
         width=job.width,
@@ -235,8 +255,9 @@ def estimate_job(
         num_passes=sum(step.passes for step in steps),
         num_plain_passes=len(steps) * (1 if config.distilled else 3),
         num_tiles=len(grids),
-        tflops=speed,
-        seconds=_seconds(numbers, transformer.layers, speed),
+        num_layers=transformer.layers,
+        model_width=transformer.width,
+        given_tflops=tflops,
         available=_available(device),
         **numbers,
     )
@@ -245,11 +266,6 @@ def estimate_job(
 def _available(device: torch.device) -> int | None:
     present = device.type != "cuda" or torch.cuda.is_available()
     return available_bytes(device) if present else None
-
-
-def _seconds(numbers: Mapping[str, Any], layers: int, tflops: float) -> float:
-    work = (numbers["flops"] + numbers["vae_flops"]) / (tflops * 1e12 * _EFFICIENCY)
-    return float(work + numbers["num_calls"] * layers * _SECONDS_PER_LAYER)
 
 
 def _peaks(
