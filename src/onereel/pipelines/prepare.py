@@ -127,7 +127,9 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     parts = model_parts(source)
     wishes = fill_wishes(wishes, {**_FALLBACK, **parts.sampling})
     output = output_path(wishes, output, _known(wishes.seed))
-    size = estimate_bytes(_known(wishes.width), _known(wishes.height), _known(wishes.num_frames))
+    size = estimate_bytes(
+        _known(wishes.width), _known(wishes.height), num_frames=_known(wishes.num_frames)
+    )
     check_output(output, estimated_bytes=size)
     device = pick_device(wishes.device)
     dtype = parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onereel import __version__
-from onereel.core.errors import CheckpointError, ConfigError, MediaError
+from onereel.core.errors import ConfigError, MediaError
 from onereel.media.metadata import read_metadata
 from onereel.pipelines.wishes import RunWishes, flag
 
@@ -47,6 +47,8 @@ def make_record(plan: RunPlan, *, model_hash: str) -> dict[str, Any]:
         "num_frames": request.num_frames,
         "given_frames": plan.given_frames,
         "complete": False,
+        "device": str(plan.device),
+        "dtype": str(plan.dtype).removeprefix("torch."),
         "sampling": sampling_record(plan),
         "special_tokens": [
             field.name
@@ -117,47 +119,42 @@ class Repeat:
     record: Mapping[str, Any]
     wishes: RunWishes
 
-    def check(self, plan: RunPlan, wanted: RunWishes) -> None:
+    def check(self, plan: RunPlan, changed: Collection[str]) -> None:
         """Refuse a repetition that would not be one.
 
         Args:
             plan: what would be run.
-            wanted: the wishes it was made from.
+            changed: names of the wishes that the user changed.
 
         Raises:
             MediaError: an input file is another one now.
             ConfigError: the checkpoint's sampling settings are others now.
         """
         for kind, known in self.record["inputs"].items():
-            now = plan.inputs.get(kind)
-            same_wish = kind not in _FILES or getattr(wanted, kind) == getattr(self.wishes, kind)
-            if now is not None and same_wish and now["sha256"] != known["sha256"]:
+            now, name = plan.inputs.get(kind), "loras" if kind.startswith("lora") else kind
+            if now is not None and name not in changed and now["sha256"] != known["sha256"]:
                 raise MediaError(
                     f"{kind} {known['name']} has changed since {self.path} was made",
-                    hint=f"bring the old file back, or name the new one with --{kind.split()[0]}",
+                    hint="bring the old file back, or name the new one with "
+                    f"{flag(name).removesuffix('s') if name == 'loras' else flag(name)}",
                 )
-        if wanted == self.wishes and sampling_record(plan) != self.record["sampling"]:
+        if not changed and sampling_record(plan) != self.record["sampling"]:
             raise ConfigError(
                 f"the sampling settings of model '{plan.source.name}' have changed since "
                 f"{self.path} was made",
                 hint="bring the old config back, or give --model",
             )
 
-    def check_weights(self, wanted: RunWishes, model_hash: str) -> None:
-        """Refuse other weights under the same name.
+    def expected_hash(self, changed: Collection[str]) -> str | None:
+        """Say which weights must be loaded.
 
         Args:
-            wanted: the wishes of the repetition.
-            model_hash: of the loaded weights.
+            changed: names of the wishes that the user changed.
 
-        Raises:
-            CheckpointError: the weights have changed.
+        Returns:
+            Their hash, or None when the user chose a model.
         """
-        if wanted.model == self.wishes.model and model_hash != self.record["model_hash"]:
-            raise CheckpointError(
-                f"the weights of model '{wanted.model}' have changed since {self.path} was made",
-                hint="bring the old weights back, or give --model to use others",
-            )
+        return None if "model" in changed else str(self.record["model_hash"])
 
 
 def read_repeat(path: str) -> Repeat:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import cpu_offload_with_hook
+from transformers.utils import logging as transformers_logging
 
+from onereel.core.errors import CheckpointError
 from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
@@ -18,7 +20,7 @@ from onereel.pipelines.lora import Magi1LoraLoaderMixin
 from onereel.pipelines.pictures import pixels_to_frames
 from onereel.pipelines.prepare import RunPlan
 from onereel.pipelines.prompts import Prompts, encode_chunks
-from onereel.pipelines.record import Repeat, make_record
+from onereel.pipelines.record import make_record
 from onereel.pipelines.stream import (
     MagiParts,
     Prefix,
@@ -94,27 +96,33 @@ class RunResult:
     record: dict[str, Any]
 
 
-def run(plan: RunPlan, listener: RunListener, *, repeat: Repeat | None = None) -> RunResult:
+def run(
+    plan: RunPlan, listener: RunListener, *, expected_hash: str | None = None
+) -> RunResult:
     """Make a video and write it, chunk by chunk.
 
     Args:
         plan: from `prepare`.
         listener: is told how it goes.
-        repeat: the run that this one repeats, if it does.
+        expected_hash: of the weights, when only they will do.
 
     Returns:
         What was made.
 
     Raises:
-        CheckpointError: the weights do not fit, or are not those of the run to repeat.
+        CheckpointError: the weights do not fit, or are not those expected.
         OutOfMemory: memory ran out, or the disk; what is on disk plays.
         MediaError: the output cannot be written any longer; what is on disk plays.
         KeyboardInterrupt: with a note that says how much is safe; the file is finished.
     """
     listener.say(f"loading model {plan.source.name} on {plan.device}")
     components = _load(plan)
-    if repeat is not None:
-        repeat.check_weights(plan.settings, components.model_hash)
+    if expected_hash not in (None, components.model_hash):
+        raise CheckpointError(
+            f"the weights of model '{plan.source.name}' have changed since the video was made",
+            expected=f"hash {str(expected_hash)[:12]}", got=components.model_hash[:12],
+            hint="bring the old weights back, or give --model to use others",
+        )  # fmt: skip
     record = make_record(plan, model_hash=components.model_hash)
     _add_loras(components.transformer, plan)
     listener.say("reading the prompt")
@@ -135,7 +143,22 @@ def _load(plan: RunPlan) -> Components:
     """Load the components; with offloading, networks wait on the CPU."""
     device = torch.device("cpu") if plan.settings.offload else plan.device
     text_device = plan.device if plan.settings.offload else None
-    return load_components(plan.source, device=device, dtype=plan.dtype, text_device=text_device)
+    with _no_foreign_bars():
+        return load_components(
+            plan.source, device=device, dtype=plan.dtype, text_device=text_device
+        )
+
+
+@contextlib.contextmanager
+def _no_foreign_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen, which is the listener's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
@@ -243,11 +266,13 @@ def _sample(
     assert writer.metadata is not None
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
-        for chunk in stream_chunks(parts, request, engine, prefix):
-            writer.write(chunk.to_uint8(official_compat=compat))
+        try:
+            for chunk in stream_chunks(parts, request, engine, prefix):
+                writer.write(chunk.to_uint8(official_compat=compat))
+                clock.seconds_done = writer.seconds_written
+                clock.tell()
+        finally:  # before the writer finishes the file, whatever ended the loop
             record["frames_written"] = writer.frames_written
-            clock.seconds_done = writer.seconds_written
-            clock.tell()
         record.update(complete=True, elapsed_s=round(clock.elapsed_s, 3))
     return RunResult(
         path=plan.output,

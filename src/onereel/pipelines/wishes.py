@@ -104,7 +104,7 @@ class RunWishes:
         Raises:
             ConfigError: a name is unknown.
         """
-        wishes = from_mapping(cls, settings, where)
+        wishes = from_mapping(cls, settings, where=where)
         loras = tuple((str(path), float(scale)) for path, scale in wishes.loras)
         return dataclasses.replace(wishes, loras=loras)
 

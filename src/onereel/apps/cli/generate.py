@@ -244,12 +244,13 @@ def _go(
     if repeat is not None:
         if plan.output != "-" and Path(plan.output).resolve() == Path(repeat.path).resolve():
             raise ConfigError(f"output {plan.output}", hint="it is the --like video; set -o")
-        repeat.check(plan, wishes)
+        repeat.check(plan, changes)
     if show["plan"]:
         _print_plan(plan, as_json=show["as_json"])
         return
     listener.say(_summary(plan))
-    result = run(plan, listener, repeat=repeat)
+    expected = None if repeat is None else repeat.expected_hash(changes)
+    result = run(plan, listener, expected_hash=expected)
     listener.close()
     speed = result.elapsed_s / max(plan.new_frames / plan.request.fps, 1e-6)
     listener.say(
