@@ -15,7 +15,6 @@ from onereel.models.magi_dit.fp8 import Fp8Linear, set_input_quantization
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.weights import (
     account,
-    guarded,
     is_official,
     official_to_ours,
     ours_to_official,
@@ -130,15 +129,6 @@ def test_accounting_names_what_does_not_fit() -> None:
     assert "1 unexpected (z)" in message
     assert "1 of wrong shape (f (3,) instead of (2,))" in message
     account(expected, expected, where="weights")
-
-
-def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\x10\x00")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        guarded(lambda: load_file(path), str(path))
 
 
 # one call

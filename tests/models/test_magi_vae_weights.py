@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from onereel.core.errors import CheckpointError, ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.weights import (
     config_from_official,
     is_official,
-    load_official_vae,
     load_weights,
     official_to_ours,
     ours_to_official,
@@ -33,21 +29,12 @@ DDCONFIG: dict[str, Any] = {
     "conv_last_layer": True,
     "use_final_proj": True,
 }
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
 def vae() -> AutoencoderKLMagi1:
     torch.manual_seed(0)
     return AutoencoderKLMagi1(**config_from_official(DDCONFIG)).eval()
-
-
-@pytest.fixture
-def folder(vae: AutoencoderKLMagi1, tmp_path: Path) -> Path:
-    config = {"_class_name": "ViTVAE", "ddconfig": DDCONFIG, "model_type": "vit"}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(ours_to_official(vae.state_dict()), tmp_path / WEIGHTS)
-    return tmp_path
 
 
 def test_keys_go_there_and_back(vae: AutoencoderKLMagi1) -> None:
@@ -100,36 +87,6 @@ def test_what_cannot_be_run_is_refused(config: dict[str, Any], words: str) -> No
         config_from_official(config)
 
 
-def test_official_and_own_folders_load(
-    vae: AutoencoderKLMagi1, folder: Path, tmp_path: Path
-) -> None:
-    video = torch.rand(1, 3, 8, 16, 24)
-    vae.save_pretrained(tmp_path / "ours")
-    with torch.no_grad():
-        want = vae(video, sample_posterior=False).sample
-        for path in (folder, tmp_path / "ours"):
-            loaded = load_official_vae(path)
-            assert not loaded.training
-            torch.testing.assert_close(loaded(video, sample_posterior=False).sample, want)
-    assert load_official_vae(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
-
-
-def test_shards_load(vae: AutoencoderKLMagi1, folder: Path) -> None:
-    tensors = ours_to_official(vae.state_dict())
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[:10], "b.safetensors": names[10:]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, folder / file)
-    (folder / WEIGHTS).unlink()
-    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
-    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index), encoding="utf-8")
-    loaded = load_official_vae(folder)
-    assert torch.equal(loaded.decoder.pos_embed, vae.decoder.pos_embed)
-    (folder / "b.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="b.safetensors: no such file"):
-        load_official_vae(folder)
-
-
 def test_misfits_are_all_listed(vae: AutoencoderKLMagi1) -> None:
     state = ours_to_official(vae.state_dict())
     del state["encoder.norm.bias"]
@@ -153,18 +110,3 @@ def test_foreign_tensors_are_refused(vae: AutoencoderKLMagi1) -> None:
         ours_to_official({"encoder.last_layer.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="missing tensor"):
         ours_to_official({"encoder.blocks.0.attn.to_k.weight": torch.zeros(4, 4)})
-
-
-def test_damaged_folders_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="config.json: no such file"):
-        load_official_vae(tmp_path / "absent")
-    weights = folder / WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        load_official_vae(folder)
-    (folder / "config.json").write_text('{"_class_name": "UNet"}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="UNet"):
-        load_official_vae(folder)
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="not a JSON file"):
-        load_official_vae(folder)

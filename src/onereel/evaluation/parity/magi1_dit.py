@@ -23,7 +23,6 @@ from onereel.samplers.plan import ChunkSampleConfig, plan_calls, stage_window
 from onereel.samplers.schedule import step_intervals, time_grid
 
 Case = dict[str, Any]
-_CHUNK_FRAMES = 6
 
 
 def _tensors(folder: Path, case: Case) -> dict[str, torch.Tensor]:

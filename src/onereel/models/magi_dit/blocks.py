@@ -35,8 +35,8 @@ class BlockContext(NamedTuple):
     keep_tokens: int  # leading tokens whose keys and values are returned
 
 
-class Magi1SelfProjection(nn.Module):
-    """Queries, keys and values of block-causal self attention, with fp32 norms on q and k."""
+class _Projections(nn.Module):
+    """Linear layers of queries, keys and values, with fp32 norms on q and k."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, *, eps: float) -> None:
         super().__init__()
@@ -46,6 +46,10 @@ class Magi1SelfProjection(nn.Module):
         self.to_v = nn.Linear(dim, kv_heads * head_dim, bias=False)
         self.norm_q = LayerNorm(head_dim, eps=eps)
         self.norm_k = LayerNorm(head_dim, eps=eps)
+
+
+class Magi1SelfProjection(_Projections):
+    """Queries, keys and values of block-causal self attention."""
 
     def forward(
         self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
@@ -59,17 +63,8 @@ class Magi1SelfProjection(nn.Module):
         return query, key, value
 
 
-class Magi1CrossProjection(nn.Module):
+class Magi1CrossProjection(_Projections):
     """Queries from video tokens, keys and values from the text; no positions."""
-
-    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, *, eps: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
-        self.to_k = nn.Linear(dim, kv_heads * head_dim, bias=False)
-        self.to_v = nn.Linear(dim, kv_heads * head_dim, bias=False)
-        self.norm_q = LayerNorm(head_dim, eps=eps)
-        self.norm_k = LayerNorm(head_dim, eps=eps)
 
     def forward(self, x: torch.Tensor, context: BlockContext) -> torch.Tensor:
         """Let each chunk of x [B, L, D] read its own row of text; returns [B, L, N*E]."""

@@ -10,7 +10,7 @@ Source: SandAI-org/MAGI-1 @6ff822e, inference/model/dit/dit_module.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -216,26 +216,3 @@ def account(
             f"{where}: tensors do not fit the config: {'; '.join(problems)}",
             hint="use the config that belongs to these weights",
         )
-
-
-def guarded(load: Callable[[], Tensors], where: str) -> Tensors:
-    """Run a safetensors read, turning its failure into a CheckpointError.
-
-    Args:
-        load: reads the tensors.
-        where: path in the message.
-
-    Returns:
-        The tensors.
-
-    Raises:
-        CheckpointError: the file is truncated or not safetensors.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{where}: not a whole safetensors file ({error})", hint="download it again"
-        ) from error

@@ -7,16 +7,11 @@ Source: SandAI-org/MAGI-1 @6ff822e, inference/model/vae.
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from onereel.core.config import check_keys
 from onereel.core.errors import CheckpointError, ConfigError
@@ -24,8 +19,6 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 
 Tensors = dict[str, torch.Tensor]
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_OFFICIAL_CLASS = "ViTVAE"
 
 # Official module names to ours, inside a block and outside.
 _BLOCK = {
@@ -259,87 +252,3 @@ def load_weights(model: AutoencoderKLMagi1, state: Mapping[str, torch.Tensor]) -
         )
     on_meta = any(tensor.is_meta for tensor in expected.values())
     model.load_state_dict(tensors, strict=True, assign=on_meta)
-
-
-def read_tensors(folder: Path) -> Tensors:
-    """Read a checkpoint folder's tensors, sharded or not.
-
-    Args:
-        folder: holds `diffusion_pytorch_model.safetensors`, or its shards and their index.
-
-    Returns:
-        Names to tensors, as stored.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    index = folder / f"{WEIGHTS_FILE}.index.json"
-    names = [WEIGHTS_FILE]
-    if index.exists():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
-    tensors: Tensors = {}
-    for name in names:
-        path = folder / name
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file")
-        try:
-            tensors.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: not a whole safetensors file ({error})", hint="download it again"
-            ) from error
-    return tensors
-
-
-def load_official_vae(
-    folder: Path | str, *, dtype: torch.dtype | None = None
-) -> AutoencoderKLMagi1:
-    """Load a VAE from an official folder, or from one in our layout.
-
-    Args:
-        folder: holds `config.json` and the weights.
-        dtype: dtype of the model; None keeps the stored one.
-
-    Returns:
-        The VAE in eval mode, on the CPU.
-
-    Raises:
-        CheckpointError: files are missing, damaged or of another model.
-        ConfigError: the config says something unknown or unsupported.
-    """
-    folder = Path(folder)
-    config = _read_json(folder / CONFIG_FILE)
-    kind = config.get("_class_name")
-    if kind == _OFFICIAL_CLASS:
-        if "ddconfig" not in config:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: 'ddconfig' is missing")
-        values = config_from_official(config)
-    elif kind == AutoencoderKLMagi1.__name__:
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
-        known = inspect.signature(AutoencoderKLMagi1.__init__).parameters
-        check_keys(values, known, where=CONFIG_FILE)
-    else:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE}: _class_name",
-            expected=f"{_OFFICIAL_CLASS} or {AutoencoderKLMagi1.__name__}",
-            got=kind,
-        )
-    with torch.device("meta"):
-        model = AutoencoderKLMagi1(**values)
-    tensors = read_tensors(folder)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    load_weights(model, tensors)
-    return model.eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return data
