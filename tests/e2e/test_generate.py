@@ -7,7 +7,6 @@ import os
 import resource
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,39 +19,11 @@ from clips import decode, write_counting_video
 from PIL import Image
 
 import onereel
-from onereel.apps.cli.main import main
 from onereel.media import VideoWriter, probe, read_metadata, read_video, write_metadata
 
 SOURCE = Path(onereel.__file__).parents[1]
 PROMPT = "a red disc bounces"
 ENV = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def _offline_in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Work in an empty folder, where any try to reach the network fails the test."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError(f"tried to reach the network: {args[1:]}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def generate(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command on the tiny checkpoint; returns exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        names = ("--model", "--config_file", "--like")
-        model = [] if any(str(w) in names for w in words) else ["--model", str(tiny_checkpoint)]
-        capsys.readouterr()
-        code = main(["generate", *map(str, words), *model])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def save_picture(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
@@ -110,7 +81,8 @@ def test_json_and_quiet(generate: Any) -> None:
 
 def test_image_to_video_starts_with_the_picture(generate: Any, tmp_path: Path) -> None:
     picture = save_picture(tmp_path / "in.png", size=(50, 20))
-    assert generate(PROMPT, "--image", picture, "--policy", "pad", "--seed", 1, "-o", "a.mp4")[0] == 0
+    options = ("--image", picture, "--policy", "pad", "--seed", 1)
+    assert generate(PROMPT, *options, "-o", "a.mp4")[0] == 0
     assert len(decode(tmp_path / "a.mp4")) == 24
     record = read_metadata("a.mp4")
     assert record["mode"] == "i2v" and record["settings"]["policy"] == "pad"
