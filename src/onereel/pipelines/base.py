@@ -142,9 +142,10 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         else:
             if not given:
                 preflight(source)
-            # Otherwise the text encoder alone would come in the file's dtype.
-            kwargs.setdefault("torch_dtype", torch.float32)
             pipeline = super().from_pretrained(str(source.path), **kwargs)
+            if not {"dtype", "torch_dtype", "text_encoder"} & set(kwargs):
+                # transformers keeps the file's dtype where diffusers takes float32.
+                pipeline.text_encoder.to(torch.float32)
         tokens = source.special_tokens_file()
         if tokens is not None:
             pipeline.load_special_tokens_from_file(str(tokens))
@@ -363,11 +364,11 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
             Decoded chunks.
         """
         parts = self.parts()
-        engine = make_engine(parts, request, prompts, prefix=prefix, on_step=on_step)
+        engine = make_engine(parts, request, prompts=prompts, prefix=prefix, on_step=on_step)
         self.engine = engine
         self._num_timesteps = engine.num_steps
         with _recompile_limit(self.transformer):
-            yield from stream_chunks(parts, request, engine, prefix)
+            yield from stream_chunks(parts, request, engine=engine, prefix=prefix)
 
     def _run(self, options: dict[str, Any], given: Any = None) -> Any:
         """Make all videos of a call."""
@@ -398,7 +399,7 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         prefix = self._prefix(given, request)
         callback = options["callback_on_step_end"]
         config = request.config
-        num_chunks, num_given = chunks_of(self.parts(), request, prefix)
+        num_chunks, num_given = chunks_of(self.parts(), request, prefix=prefix)
         stages = num_stages(config, num_chunks=num_chunks, num_prefix_chunks=num_given)
         bar = self.progress_bar(total=stages * config.steps_per_stage)
 
