@@ -71,14 +71,10 @@ def main() -> None:
     labels.append(f"from an image: {caption}")
     video_pipe = Magi1VideoToVideoPipeline(**pipe.components, sampling=dict(pipe.sampling))
     video_pipe.set_progress_bar_config(disable=True)
-    frames = video_pipe(
-        picture, caption, num_frames=72, generator=generator(), **options
-    ).frames[0]
+    frames = video_pipe(picture, caption, num_frames=72, generator=generator(), **options).frames[0]
     rows.append(to_uint8(frames))
     labels.append(f"from a video (first third given): {caption}")
-    frames = pipe(
-        chunk_prompts=TIMELINE, num_frames=96, generator=generator(), **options
-    ).frames[0]
+    frames = pipe(chunk_prompts=TIMELINE, num_frames=96, generator=generator(), **options).frames[0]
     rows.append(to_uint8(frames))
     labels.append(f"timeline: {TIMELINE[0]}, then {TIMELINE[2]}")
     frame_sheet(rows, columns=8, labels=labels, scale=2, path=args.out)

@@ -52,9 +52,7 @@ def test_size_facts_of_the_released_models(
 def test_parameters_of_the_released_models() -> None:
     # Source: spec magi1-dit 1.1 and magi1-vae-t5-io 1.
     for preset, parameters in (("4.5B_base", 4_459_898_128), ("24B_base", 23_899_281_936)):
-        sizes = weight_bytes(
-            read_shapes(preset), dtype=torch.float32, text_dtype=torch.float32
-        )
+        sizes = weight_bytes(read_shapes(preset), dtype=torch.float32, text_dtype=torch.float32)
         assert sizes["transformer"] == 4 * parameters
         assert sizes["vae"] == 4 * 613_755_239
         assert sizes["text_encoder"] / GB == pytest.approx(19, abs=0.1)
@@ -133,7 +131,7 @@ def test_operations_are_those_of_the_model(call: Forward, gated: bool) -> None:
         model = Magi1Transformer3DModel(**CONFIG, gated_linear_unit=gated)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**arguments(call, model, 8, "meta"))
-    config = complete(Magi1Transformer3DModel, {**CONFIG, "gated_linear_unit": gated}, "test")
+    config = complete(Magi1Transformer3DModel, {**CONFIG, "gated_linear_unit": gated}, where="test")
     cost = TransformerCost(config, chunk_frames=6, latent_size=(8, 8), itemsize=4)
     # The patch and condition embedders run once per row; the rest is exact.
     assert cost.flops(call) == pytest.approx(counter.get_total_flops(), rel=1e-3)
@@ -149,7 +147,7 @@ def test_operations_are_those_of_the_vae() -> None:
         latent = torch.zeros(1, 4, 3, 4, 5)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         vae.decode(latent)
-    cost = VaeCost(complete(AutoencoderKLMagi1, config, "test"), itemsize=4)
+    cost = VaeCost(complete(AutoencoderKLMagi1, config, where="test"), itemsize=4)
     assert cost.flops((3, 4, 5)) == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
@@ -167,12 +165,10 @@ def peak_bytes(run: Callable[[], Any], folder: Path) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("call", CALLS)
-def test_intermediates_are_bounded(
-    call: Forward, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_intermediates_are_bounded(call: Forward, dtype: torch.dtype, tmp_path: Path) -> None:
     model = Magi1Transformer3DModel(**CONFIG).to(dtype).eval()
     inputs = arguments(call, model, 16, "cpu")
-    config = complete(Magi1Transformer3DModel, CONFIG, "test")
+    config = complete(Magi1Transformer3DModel, CONFIG, where="test")
     cost = TransformerCost(config, chunk_frames=6, latent_size=(16, 16), itemsize=dtype.itemsize)
     with torch.no_grad():
         measured = peak_bytes(lambda: model(**inputs), tmp_path)
@@ -188,7 +184,7 @@ def test_intermediates_of_the_vae_are_bounded(tmp_path: Path) -> None:
     vae = AutoencoderKLMagi1(**config).eval()
     latent = torch.zeros(1, 8, 3, 8, 8)
     measured = peak_bytes(lambda: vae.decode(latent), tmp_path)
-    cost = VaeCost(complete(AutoencoderKLMagi1, config, "test"), itemsize=4)
+    cost = VaeCost(complete(AutoencoderKLMagi1, config, where="test"), itemsize=4)
     assert 0.8 < cost.activation_bytes((3, 8, 8)) / measured < 1.3
 
 
@@ -313,8 +309,8 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_machine() -> None:
     free = available_bytes("cpu")
     assert free is not None and 10**8 < free < 10**14
-    speed = measure_tflops(torch.device("cpu"), torch.float32, 256)
+    speed = measure_tflops(torch.device("cpu"), torch.float32, width=256)
     assert 1e-4 < speed < 1e3
-    assert measure_tflops(torch.device("cpu"), torch.float32, 256) == speed
+    assert measure_tflops(torch.device("cpu"), torch.float32, width=256) == speed
     found = estimate("toybox", dtype=torch.float32)
     assert found.given_tflops is None and found.tflops == speed and 0 < found.seconds < 3600

@@ -50,9 +50,7 @@ def test_a_good_checkpoint(make_official: Make) -> None:
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
 
 
-def test_preflight_reads_headers_only(
-    make_official: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preflight_reads_headers_only(make_official: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     source = resolve_model(make_official(shards=2))
     monkeypatch.setattr(shards, "safe_open", None)
     monkeypatch.setattr(torch, "load", None)

@@ -56,12 +56,12 @@ def official_components(
     parts = model_parts(source)
     assert parts.text_encoder is not None and parts.transformer and parts.vae
     dtype = dtype or default_dtype(source, parts)
-    text = parts.text_encoder
+    text, transformer, vae = parts.text_encoder, parts.transformer, parts.vae
     loaders = {
         "tokenizer": lambda: load_tokenizer(source.folder("tokenizer")),
         "text_encoder": lambda: load_text_encoder(text, dtype=dtype, device=torch.device("cpu")),
-        "transformer": lambda part=parts.transformer: load_part(part, dtype=dtype),
-        "vae": lambda part=parts.vae: load_part(part, dtype=dtype),
+        "transformer": lambda: load_part(transformer, dtype=dtype),
+        "vae": lambda: load_part(vae, dtype=dtype),
     }
     components = {name: given.get(name) or load() for name, load in loaders.items()}
     return {**components, "sampling": parts.sampling}

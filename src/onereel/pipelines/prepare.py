@@ -126,7 +126,7 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     source = resolve_model(wishes.model)
     parts = model_parts(source)
     wishes = fill_wishes(wishes, {**_FALLBACK, **parts.sampling})
-    output = output_path(wishes, output, _known(wishes.seed))
+    output = output_path(wishes, output, seed=_known(wishes.seed))
     size = estimate_bytes(
         _known(wishes.width), _known(wishes.height), num_frames=_known(wishes.num_frames)
     )
@@ -135,7 +135,7 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     dtype = parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts)
     given = read_given(wishes, factor=_factor(parts))
     tokens = _tokens(wishes, parts)
-    request = make_request(wishes, parts, 0 if given is None else len(given), tokens=tokens)
+    request = make_request(wishes, parts, given=0 if given is None else len(given), tokens=tokens)
     for path, _ in wishes.loras:
         check_lora(path)
     latents = 0 if given is None else 1 if wishes.image else len(given) // _factor(parts)
@@ -222,7 +222,7 @@ def fill_wishes(wishes: RunWishes, defaults: dict[str, Any]) -> RunWishes:
 
 
 def make_request(
-    wishes: RunWishes, parts: Parts, given: int, *, tokens: SpecialTokens | None
+    wishes: RunWishes, parts: Parts, *, given: int, tokens: SpecialTokens | None
 ) -> VideoRequest:
     """Turn complete wishes into a request.
 
@@ -345,7 +345,7 @@ def read_given(wishes: RunWishes, *, factor: int) -> Pixels | None:
         MediaError: the file cannot be used, or the video is too short.
         ConfigError: fewer frames are wanted than make a latent frame.
     """
-    size = {"height": _known(wishes.height), "width": _known(wishes.width)}
+    size: dict[str, Any] = {"height": _known(wishes.height), "width": _known(wishes.width)}
     policy = cast("Policy", wishes.policy)
     if wishes.image is not None:
         check_input_image(wishes.image)

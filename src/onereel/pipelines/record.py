@@ -179,7 +179,7 @@ def read_repeat(path: str) -> Repeat:
             f"{path} holds no settings of a run", hint="only videos of `onereel generate` do"
         )
     wishes = RunWishes.from_settings(settings, where=f"record of {path}")
-    found = {name: _find(getattr(wishes, name), path, name) for name in _FILES}
+    found: dict[str, Any] = {name: _find(getattr(wishes, name), path, name) for name in _FILES}
     return Repeat(path, record, dataclasses.replace(wishes, **found))
 
 

@@ -96,9 +96,7 @@ class RunResult:
     record: dict[str, Any]
 
 
-def run(
-    plan: RunPlan, listener: RunListener, *, expected_hash: str | None = None
-) -> RunResult:
+def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = None) -> RunResult:
     """Make a video and write it, chunk by chunk.
 
     Args:
@@ -255,7 +253,7 @@ def _sample(
     request, clock = plan.request, _Clock(plan, listener)
     compat = request.config.official_compat
     prefix = _given_prefix(plan, parts)
-    engine = make_engine(parts, request, prompts, prefix=prefix, on_step=clock.on_step)
+    engine = make_engine(parts, request, prompts=prompts, prefix=prefix, on_step=clock.on_step)
     writer = VideoWriter(
         plan.output,
         width=request.width,
@@ -267,7 +265,7 @@ def _sample(
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
         try:
-            for chunk in stream_chunks(parts, request, engine, prefix):
+            for chunk in stream_chunks(parts, request, engine=engine, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=compat))
                 clock.seconds_done = writer.seconds_written
                 clock.tell()

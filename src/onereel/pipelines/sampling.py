@@ -76,9 +76,10 @@ def sample_config(sampling: Mapping[str, Any] | None, **changes: Any) -> ChunkSa
     check_keys(changes, known, where="sampling")
     values = {k: v for k, v in (sampling or {}).items() if k in known}
     values.update({k: v for k, v in changes.items() if v is not None})
-    return ChunkSampleConfig(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    hashable: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
+    return ChunkSampleConfig(**hashable)
 
 
 def with_guidance(

@@ -241,7 +241,7 @@ def count_chunks(
     return math.ceil(frames / (width * temporal_factor))
 
 
-def chunks_of(parts: MagiParts, request: VideoRequest, prefix: Prefix | None) -> tuple[int, int]:
+def chunks_of(parts: MagiParts, request: VideoRequest, *, prefix: Prefix | None) -> tuple[int, int]:
     """Count all chunks of a video, and those given whole.
 
     Args:
@@ -264,8 +264,8 @@ def chunks_of(parts: MagiParts, request: VideoRequest, prefix: Prefix | None) ->
 def make_engine(
     parts: MagiParts,
     request: VideoRequest,
-    prompts: Prompts,
     *,
+    prompts: Prompts,
     prefix: Prefix | None = None,
     on_step: StepCallback | None = None,
 ) -> ChunkEngine:
@@ -288,7 +288,7 @@ def make_engine(
     """
     check_distillation(parts.transformer, request.config)
     factor, width = parts.spatial_factor, request.config.chunk_width
-    num_chunks, given = chunks_of(parts, request, prefix)
+    num_chunks, given = chunks_of(parts, request, prefix=prefix)
     size = (int(parts.vae.config.z_dim), request.height // factor, request.width // factor)
     noise = request.noise
     wanted = (1, size[0], num_chunks * width, *size[1:])
@@ -366,7 +366,7 @@ def chunk_captions(
 
 @torch.no_grad()
 def stream_chunks(
-    parts: MagiParts, request: VideoRequest, engine: ChunkEngine, prefix: Prefix | None = None
+    parts: MagiParts, request: VideoRequest, *, engine: ChunkEngine, prefix: Prefix | None = None
 ) -> Iterator[VideoChunk]:
     """Run an engine and decode what it finishes.
 
@@ -388,7 +388,7 @@ def stream_chunks(
     factor = parts.temporal_factor
     for chunk in engine.run():
         given = _given_frames(chunk, prefix)
-        frames = decode_finished(parts, request, chunk, prefix)[:left]
+        frames = decode_finished(parts, request, chunk=chunk, prefix=prefix)[:left]
         left -= len(frames)
         if len(frames):
             end = given + (chunk.latent.shape[2] if compat else math.ceil(len(frames) / factor))
@@ -410,7 +410,7 @@ def _wake(model: torch.nn.Module) -> None:
 
 
 def decode_finished(
-    parts: MagiParts, request: VideoRequest, chunk: FinishedChunk, prefix: Prefix | None
+    parts: MagiParts, request: VideoRequest, *, chunk: FinishedChunk, prefix: Prefix | None
 ) -> torch.Tensor:
     """Decode a finished chunk to the frames that are new.
 
@@ -427,8 +427,6 @@ def decode_finished(
     compat = request.config.official_compat
     latent = chunk.latent[:, :, given:] if compat else chunk.latent
     _wake(parts.vae)
-    video = parts.vae.decode_chunk(
-        latent.to(parts.device), official_compat=compat, fps=request.fps
-    )
+    video = parts.vae.decode_chunk(latent.to(parts.device), official_compat=compat, fps=request.fps)
     frames = video[0].transpose(0, 1).float()  # [F, 3, H, W]
     return frames if compat else frames[given * parts.temporal_factor :]

@@ -251,7 +251,7 @@ def flag(name: str) -> str:
     return "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
 
 
-def output_path(wishes: RunWishes, output: str | None, seed: int) -> str:
+def output_path(wishes: RunWishes, output: str | None, *, seed: int) -> str:
     """Choose the output file.
 
     Args:

@@ -29,6 +29,8 @@ _EFFICIENCY: Final = 0.6
 # Small models wait for kernels to start: about 80 per layer and call.
 _SECONDS_PER_LAYER: Final = 80 * 6e-6
 _FP32 = torch.float32
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """The video to estimate; None takes the checkpoint's setting.
@@ -130,7 +132,7 @@ class Estimate:
         if self.given_tflops is not None:
             return self.given_tflops
         device, dtype = torch.device(self.device), parse_dtype(self.dtype)
-        return measure_tflops(device, dtype, self.model_width)
+        return measure_tflops(device, dtype, width=self.model_width)
 
     @property
     def seconds(self) -> float:
@@ -176,8 +178,7 @@ def estimate(
         num_steps: updates per chunk; None takes the checkpoint's.
         dtype: of the transformer and the VAE; None means bfloat16.
         device: where they would run.
-        tflops: speed of matrix products, 10^12 per second; None measures it when the time is asked
-            for.
+        tflops: speed of matrix products, 10^12 per second; None measures it when it is needed.
 
     Returns:
         The estimate.
@@ -205,8 +206,7 @@ def estimate_job(
         job: the video.
         dtype: of the transformer and the VAE; None means bfloat16.
         device: where they would run.
-        tflops: speed of matrix products, 10^12 per second; None measures it when the time is asked
-            for.
+        tflops: speed of matrix products, 10^12 per second; None measures it when it is needed.
 
     Returns:
         The estimate.
@@ -224,20 +224,15 @@ def estimate_job(
     transformer, vae = _costs(shapes, job, config, dtype)
     num_chunks, num_given = _chunks(shapes, job, config)
     steps = list(
-        plan_steps(
-            config, num_chunks=num_chunks, num_prefix_chunks=num_given, text=job.text_tokens
-        )
+        plan_steps(config, num_chunks=num_chunks, num_prefix_chunks=num_given, text=job.text_tokens)
     )
-    kv_chunks = max((step.cached for step in steps), default=0)
     grids = _tile_grids(shapes, job, config)
     numbers: dict[str, Any] = {
-        "kv_bytes": kv_chunks * transformer.kv_bytes,
-        "step_bytes": _step_bytes(steps, transformer, device),
+        **_step_numbers(steps, transformer, device=device, distilled=config.distilled),
+        "num_tiles": len(grids),
         "vae_bytes": max(vae.activation_bytes(grid) for grid in grids) + _pixels(job, config, vae),
-        "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
-        "flops": sum(transformer.flops(call) for step in steps for call in step.forwards),
         "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
-        "num_calls": sum(len(step.forwards) for step in steps),
+        "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
     }
     return Estimate(
         height=job.height,
@@ -249,12 +244,7 @@ def estimate_job(
         weights=weights,
         num_chunks=num_chunks,
         tokens_per_chunk=transformer.tokens,
-        kv_chunks=kv_chunks,
         **_peaks(weights, numbers, text_elsewhere=on_cpu and device.type != "cpu"),
-        num_steps=len(steps),
-        num_passes=sum(step.passes for step in steps),
-        num_plain_passes=len(steps) * (1 if config.distilled else 3),
-        num_tiles=len(grids),
         num_layers=transformer.layers,
         model_width=transformer.width,
         given_tflops=tflops,
@@ -279,6 +269,23 @@ def _peaks(
     return {
         "resident_bytes": networks + text[0] + kv + max(step, vae, text[1]),
         "in_turn_bytes": max(turns),
+    }
+
+
+def _step_numbers(
+    steps: list[Step], cost: TransformerCost, *, device: torch.device, distilled: bool
+) -> dict[str, int]:
+    """Count what the sampler's steps do, and what the cache and the largest step hold."""
+    kv_chunks = max((step.cached for step in steps), default=0)
+    return {
+        "num_steps": len(steps),
+        "num_passes": sum(step.passes for step in steps),
+        "num_plain_passes": len(steps) * (1 if distilled else 3),
+        "num_calls": sum(len(step.forwards) for step in steps),
+        "kv_chunks": kv_chunks,
+        "kv_bytes": kv_chunks * cost.kv_bytes,
+        "step_bytes": _step_bytes(steps, cost, device),
+        "flops": sum(cost.flops(call) for step in steps for call in step.forwards),
     }
 
 
@@ -363,9 +370,7 @@ def _tile_grids(
     assert job.height and job.width
     vae = meta_vae(shapes)
     q, p, _ = vae.factors
-    latent = torch.empty(
-        1, 1, config.chunk_width, job.height // p, job.width // p, device="meta"
-    )
+    latent = torch.empty(1, 1, config.chunk_width, job.height // p, job.width // p, device="meta")
     tiles = vae.tiling
     assert isinstance(tiles, TileConfig)
     if not tiles.exceeded_by((config.chunk_width * q, job.height, job.width)):

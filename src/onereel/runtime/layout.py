@@ -141,13 +141,15 @@ def our_part(folder: Path) -> ModelPart:
         _refuse_foreign_conversion(path, given, tensors)
     return ModelPart(
         model_class=CLASSES[name],
-        config=complete(CLASSES[name], given, str(path)),
+        config=complete(CLASSES[name], given, where=str(path)),
         tensors=tensors,
         official=False,
     )
 
 
-def complete(model_class: type[nn.Module], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def complete(
+    model_class: type[nn.Module], given: Mapping[str, Any], *, where: str
+) -> dict[str, Any]:
     """Fill a model's config with its class's defaults, refusing unknown keys.
 
     Args:
@@ -198,7 +200,7 @@ def _official_vae(folder: Path) -> ModelPart:
     config = vae_weights.config_from_official(read_json(folder / CONFIG))
     return ModelPart(
         model_class=AutoencoderKLMagi1,
-        config=complete(AutoencoderKLMagi1, config, str(folder / CONFIG)),
+        config=complete(AutoencoderKLMagi1, config, where=str(folder / CONFIG)),
         tensors=open_tensors(folder),
         official=True,
     )
@@ -222,7 +224,7 @@ def transformer_part(source: ModelSource) -> ModelPart:
     official = source.official
     return ModelPart(
         model_class=Magi1Transformer3DModel,
-        config=complete(Magi1Transformer3DModel, official_kwargs(official), str(source.path)),
+        config=complete(Magi1Transformer3DModel, official_kwargs(official), where=str(source.path)),
         tensors=open_tensors(source.folder("transformer")),
         official=True,
     )

@@ -181,7 +181,9 @@ def assign_tensors(
         if name not in left:
             raise CheckpointError(f"unexpected tensor '{name}'")
         left.remove(name)
-        value = tensor.to(device, target_dtype(type(model), name, tensor, dtype)).contiguous()
+        value = tensor.to(
+            device, target_dtype(type(model), name, tensor=tensor, dtype=dtype)
+        ).contiguous()
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
         if name in buffers:
@@ -194,7 +196,7 @@ def assign_tensors(
 
 
 def target_dtype(
-    model_class: type[nn.Module], name: str, tensor: torch.Tensor, dtype: torch.dtype | None
+    model_class: type[nn.Module], name: str, *, tensor: torch.Tensor, dtype: torch.dtype | None
 ) -> torch.dtype:
     """Choose the dtype of one tensor.
 

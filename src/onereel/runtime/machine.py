@@ -57,7 +57,7 @@ def _free_in_container() -> int | None:
 
 
 @functools.cache
-def measure_tflops(device: torch.device, dtype: torch.dtype, width: int = 1024) -> float:
+def measure_tflops(device: torch.device, dtype: torch.dtype, *, width: int = 1024) -> float:
     """Measure the speed of matrix products for a fraction of a second.
 
     Args:

@@ -79,7 +79,7 @@ def weight_bytes(
 
     def loaded(model: nn.Module, dtype: torch.dtype) -> int:
         return sum(
-            tensor.numel() * target_dtype(type(model), name, tensor, dtype).itemsize
+            tensor.numel() * target_dtype(type(model), name, tensor=tensor, dtype=dtype).itemsize
             for name, tensor in model.state_dict().items()
         )
 
@@ -157,8 +157,8 @@ def read_shapes(source: Shaped) -> ModelShapes:
         for part in ("transformer", "vae")
     )
     return ModelShapes(
-        transformer=complete(Magi1Transformer3DModel, transformer, "transformer"),
-        vae=complete(AutoencoderKLMagi1, vae, "vae"),
+        transformer=complete(Magi1Transformer3DModel, transformer, where="transformer"),
+        vae=complete(AutoencoderKLMagi1, vae, where="vae"),
         text_encoder=T5Config(**read_json(source.folder("text_encoder") / CONFIG)),
         sampling={
             "distilled": bool(transformer.get("enable_distillation")), **read_sampling(source)
@@ -170,8 +170,8 @@ def _official(config: OfficialConfig) -> ModelShapes:
     kwargs = official_kwargs(config)
     text = {**TEXT_PRESETS["t5-v1_1-xxl"], "d_model": kwargs["cross_attention_dim"]}
     return ModelShapes(
-        transformer=complete(Magi1Transformer3DModel, kwargs, "model_config"),
-        vae=complete(AutoencoderKLMagi1, _official_vae(config), "vae"),
+        transformer=complete(Magi1Transformer3DModel, kwargs, where="model_config"),
+        vae=complete(AutoencoderKLMagi1, _official_vae(config), where="vae"),
         text_encoder=_official_text(config) or T5Config(**text),
         sampling=official_sampling(config),
         text_on_cpu=config.runtime.t5_device == "cpu",
@@ -212,8 +212,8 @@ def _preset(name: str) -> ModelShapes:
     vae = VAE_PRESETS["toybox" if tiny else "magi1"]
     text = {"vocab_size": 1024, **TEXT_PRESETS["toybox" if tiny else "t5-v1_1-xxl"]}
     return ModelShapes(
-        transformer=complete(Magi1Transformer3DModel, DIT_PRESETS[name], name),
-        vae=complete(AutoencoderKLMagi1, vae, name),
+        transformer=complete(Magi1Transformer3DModel, DIT_PRESETS[name], where=name),
+        vae=complete(AutoencoderKLMagi1, vae, where=name),
         text_encoder=T5Config(**text),
         sampling=_RELEASED.get(name, {"height": 64, "width": 64}),
         text_on_cpu=name.startswith("4.5B"),

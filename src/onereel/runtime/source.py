@@ -135,9 +135,7 @@ def resolve_model(name: str | Path | None = None) -> ModelSource:
         return ModelSource(kind="folder", path=shipped[text], name=text)
     path = Path(text).expanduser()
     if path.suffix == ".json" and path.name != MODEL_INDEX:
-        return ModelSource(
-            kind="official", path=path, name=path.stem, official=read_official(path)
-        )
+        return ModelSource(kind="official", path=path, name=path.stem, official=read_official(path))
     if path.name == MODEL_INDEX:
         path = path.parent
     if path.is_dir():

@@ -118,9 +118,7 @@ def convert(
     model: Annotated[str, typer.Argument(help="Shipped name, folder or official JSON.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
     to: Annotated[str, typer.Option(help="folder (diffusers style) or official.")] = "folder",
-    dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16 or fp32 [as stored].")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 [as stored].")] = None,
     max_shard_gb: Annotated[float, typer.Option(help="Size of a weight file.")] = 5.0,
     json_: JsonOption = False,
 ) -> None:
@@ -143,9 +141,7 @@ def convert(
 
 @app.command()
 def download(
-    variant: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(VARIANTS)}.")
-    ] = None,
+    variant: Annotated[str | None, typer.Argument(help=f"One of {', '.join(VARIANTS)}.")] = None,
     repo: Annotated[str, typer.Option(help="Repository on the Hugging Face hub.")] = OFFICIAL_REPO,
     to: Annotated[Path, typer.Option(help="Folder to write.")] = Path("downloads"),
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
