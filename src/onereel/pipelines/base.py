@@ -115,8 +115,8 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
             pretrained_model_name_or_path: a shipped name such as `toybox-magi`, a folder that
                 `save_pretrained` or `onereel models convert` wrote, an official JSON config, or a
                 hub id of such a folder (which diffusers downloads).
-            **kwargs: components to use instead of the stored ones, `torch_dtype`, and whatever
-                else diffusers takes.
+            **kwargs: components to use instead of the stored ones, `dtype` (or `torch_dtype`), and
+                whatever else diffusers takes.
 
         Returns:
             The pipeline.
@@ -131,13 +131,13 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         names = ("tokenizer", "text_encoder", "transformer", "vae")
         given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         if source.official is not None:
-            others = set(kwargs) - set(names) - {"torch_dtype"}
+            others = set(kwargs) - set(names) - {"torch_dtype", "dtype"}
             if others:
                 raise ConfigError(
-                    f"arguments {', '.join(sorted(others))}", expected="components or torch_dtype",
+                    f"arguments {', '.join(sorted(others))}", expected="components or dtype",
                     hint="an official checkpoint knows no others",
                 )  # fmt: skip
-            dtype = kwargs.get("torch_dtype")
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             pipeline = cls(**official_components(source, given, dtype=dtype))
         else:
             if not given:

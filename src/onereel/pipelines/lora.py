@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from diffusers.loaders.lora_pipeline import Mochi1LoraLoaderMixin
 
 # Linear layers that an adapter usually targets.
@@ -28,3 +31,20 @@ class Magi1LoraLoaderMixin(Mochi1LoraLoaderMixin):
 
     _lora_loadable_modules = ["transformer"]
     transformer_name = "transformer"
+
+    @classmethod
+    def load_lora_into_transformer(cls, state_dict: Any, transformer: Any, **kwargs: Any) -> None:
+        """Add an adapter to a transformer.
+
+        Args:
+            state_dict: the adapter's tensors by name.
+            transformer: the network.
+            **kwargs: as of diffusers.
+
+        Raises:
+            ValueError: the tensors do not fit the network.
+        """
+        with warnings.catch_warnings():
+            # Several adapters at once are what is wanted; peft warns of the second one.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            super().load_lora_into_transformer(state_dict, transformer, **kwargs)
