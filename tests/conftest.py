@@ -36,7 +36,7 @@ def build_checkpoint(folder: Path, *, distilled: bool = False) -> Path:
             cross_attention_dim=128,
             ffn_dim=128,
             num_layers=2,
-            caption_max_length=64,
+            caption_max_length=256,
             enable_distillation=distilled,
         )
         vae = AutoencoderKLMagi1(
