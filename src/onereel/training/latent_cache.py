@@ -36,7 +36,7 @@ from onereel.core.errors import CheckpointError, ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.checkpoint import write_atomically
-from onereel.training.data import ToyboxClips, shuffled_index
+from onereel.training.data import ToyboxClips
 
 CHUNK_FRAMES = 24
 
@@ -332,57 +332,6 @@ class LatentCache:
         if key not in self._open:
             self._open[key] = safe_open(_weights_file(self.folder, shard), "pt")
         return self._open[key]
-
-
-class LatentBatches:
-    """Batches of equally long pieces of a cache; batch i depends on the arguments and i only.
-
-    Clips too short for `num_chunks` are left out; every epoch holds each other clip once, in a
-    new order and from a new random chunk on.
-
-    Args:
-        cache: the cache, as it is now: later shards are not seen.
-        batch_size: pieces per batch.
-        num_chunks: chunks per piece.
-        seed: seed of the order.
-    """
-
-    def __init__(
-        self, cache: LatentCache, *, batch_size: int, num_chunks: int, seed: int = 0
-    ) -> None:
-        self.cache, self.batch_size, self.num_chunks = cache, batch_size, num_chunks
-        self.seed = seed
-        self.items = [i for i in range(len(cache)) if cache.num_chunks(i) >= num_chunks]
-        if not self.items:
-            raise ConfigError(
-                "num_chunks", expected="clips that are long enough", got=num_chunks,
-                hint=f"the cache holds {len(cache)} clips of at most "
-                f"{cache.config.max_chunks} chunks",
-            )  # fmt: skip
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Read batch `index`.
-
-        Returns:
-            `latent` [B, C, 6 * num_chunks, h, w] and `image`, the piece's first frame encoded as
-            an image, [B, C, 1, h, w], both float32; `captions`, a list of tuples, one text per
-            chunk.
-        """
-        latents, images, captions = [], [], []
-        for place in range(index * self.batch_size, (index + 1) * self.batch_size):
-            item = self.items[shuffled_index(place, len(self.items), seed=self.seed)]
-            clip = self.cache[item]
-            rng = np.random.default_rng(derive_seed(self.seed, "offset", place))
-            start = int(rng.integers(0, len(clip.captions) - self.num_chunks + 1))
-            stop = start + self.num_chunks
-            latents.append(clip.latent[:, 6 * start : 6 * stop])
-            images.append(clip.images[:, start : start + 1])
-            captions.append(clip.captions[start:stop])
-        return {
-            "latent": torch.stack(latents).float(),
-            "image": torch.stack(images).float(),
-            "captions": captions,
-        }
 
 
 def main() -> None:
