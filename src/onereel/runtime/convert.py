@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import torch
 from safetensors.torch import save_file
 
-from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.errors import CheckpointError, ConfigError, OutOfMemory
 from onereel.models.magi_dit import weights as dit_weights
 from onereel.models.magi_vae import weights as vae_weights
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
@@ -69,6 +69,7 @@ def convert(
     Raises:
         CheckpointError: a file is missing, damaged or does not fit.
         ConfigError: the folder is not empty, or the official layout cannot say what ours does.
+        OutOfMemory: the disk is too small.
     """
     out = Path(out_folder)
     if max_shard_gb <= 0:
@@ -80,11 +81,28 @@ def convert(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     write = _write_folder if to == "folder" else _write_official
-    result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9)))
-    if out.exists():
-        out.rmdir()
-    staging.rename(out.absolute())
+    try:
+        _check_disk(parts, staging)
+        result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9)))
+        if out.exists():
+            out.rmdir()
+        staging.rename(out.absolute())
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # only there when something went wrong
     return out / result
+
+
+def _check_disk(parts: Parts, folder: Path) -> None:
+    """Refuse to begin what the disk cannot hold, as far as the stored sizes tell."""
+    assert parts.transformer is not None and parts.vae is not None
+    assert parts.text_encoder is not None
+    stored = (parts.transformer.tensors, parts.vae.tensors, parts.text_encoder)
+    needed, free = sum(part.num_bytes for part in stored), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutOfMemory(
+            f"disk at {folder.parent}", expected=f"{needed / 1e9:.1f} GB free",
+            got=f"{free / 1e9:.1f} GB", hint="convert to another disk",
+        )  # fmt: skip
 
 
 class _Options:

@@ -163,6 +163,17 @@ class TransformerCost:
         """Bytes of one chunk's keys and values in all layers."""
         return self.layers * self.tokens * 2 * self.key_width * self.itemsize
 
+    def numbers(self, call: Forward) -> int:
+        """Count the numbers in one tensor of tokens, summed over the layers.
+
+        Args:
+            call: its shape.
+
+        Returns:
+            Numbers.
+        """
+        return self.layers * call.rows * call.chunks * self.tokens * self.width
+
     def flops(self, call: Forward) -> int:
         """Count the operations of one call.
 

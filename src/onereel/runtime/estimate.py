@@ -20,12 +20,14 @@ from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magi_vae.tiling import TileConfig
 from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
 from onereel.runtime.layout import sample_config
-from onereel.runtime.machine import available_bytes, measure_tflops
+from onereel.runtime.machine import available_bytes, measure_norm_seconds, measure_tflops
 from onereel.runtime.shapes import ModelShapes, Shaped, meta_vae, read_shapes, weight_bytes
 from onereel.samplers.plan import ChunkSampleConfig
 
-# Measured: a whole step reaches about this share of a bare matrix product's speed.
+# Where only the speed of matrix products is known: the share of it that a whole step reaches.
 _EFFICIENCY: Final = 0.6
+# Measured on a CPU: what a layer does beside products takes as long as this many LayerNorms.
+_NORMS_PER_LAYER: Final = 60
 # Small models wait for kernels to start: about 80 per layer and call.
 _SECONDS_PER_LAYER: Final = 80 * 6e-6
 _FP32 = torch.float32
@@ -82,6 +84,7 @@ class Estimate:
         num_tiles: VAE tiles per chunk.
         flops: of all steps.
         vae_flops: of decoding all chunks.
+        numbers: tokens times width, summed over all layers of all steps.
         num_layers: of the transformer.
         model_width: of the transformer.
         given_tflops: speed of matrix products, or None to measure it when the time is asked for.
@@ -111,6 +114,7 @@ class Estimate:
     num_tiles: int
     flops: int
     vae_flops: int
+    numbers: int
     num_layers: int
     model_width: int
     given_tflops: float | None
@@ -128,7 +132,7 @@ class Estimate:
 
     @property
     def tflops(self) -> float:
-        """Speed of matrix products, 10^12 per second; measured for 0.2 s where it was not given."""
+        """Speed of matrix products, 10^12 per second; measured for 0.1 s where it was not given."""
         if self.given_tflops is not None:
             return self.given_tflops
         device, dtype = torch.device(self.device), parse_dtype(self.dtype)
@@ -136,9 +140,14 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Rough time on this device."""
-        work = (self.flops + self.vae_flops) / (self.tflops * 1e12 * _EFFICIENCY)
-        return work + self.num_calls * self.num_layers * _SECONDS_PER_LAYER
+        """Rough time on this device, within a factor of two."""
+        products = (self.flops + self.vae_flops) / (self.tflops * 1e12)
+        if self.given_tflops is not None:
+            rest = products * (1 / _EFFICIENCY - 1)
+        else:
+            norm = measure_norm_seconds(torch.device(self.device), width=self.model_width)
+            rest = self.numbers * _NORMS_PER_LAYER * norm
+        return products + rest + self.num_calls * self.num_layers * _SECONDS_PER_LAYER
 
     @property
     def flops_per_step(self) -> float:
@@ -286,6 +295,7 @@ def _step_numbers(
         "kv_bytes": kv_chunks * cost.kv_bytes,
         "step_bytes": _step_bytes(steps, cost, device),
         "flops": sum(cost.flops(call) for step in steps for call in step.forwards),
+        "numbers": sum(cost.numbers(call) for step in steps for call in step.forwards),
     }
 
 

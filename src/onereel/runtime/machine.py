@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 
 _MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP: Final = Path("/sys/fs/cgroup")
-_BUDGET_S: Final = 0.2  # of one measurement of speed
+_BUDGET_S: Final = 0.1  # of one measurement of speed
 
 
 def available_bytes(device: torch.device | str) -> int | None:
@@ -66,17 +69,37 @@ def measure_tflops(device: torch.device, dtype: torch.dtype, *, width: int = 102
         width: of the model whose speed is wanted, for small matrices are slower.
 
     Returns:
-        10^12 operations per second, the best of several products.
+        10^12 operations per second.
     """
     size = min(width, 4096 if device.type == "cuda" else 1024)
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    torch.mm(a, b)  # libraries load their kernels at the first use
-    best, end = float("inf"), time.perf_counter() + _BUDGET_S
-    while True:
+    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b), device) / 1e12
+
+
+@functools.cache
+def measure_norm_seconds(device: torch.device, *, width: int = 1024) -> float:
+    """Measure how long a LayerNorm takes, which stands for everything but matrix products.
+
+    Args:
+        device: where.
+        width: of the model.
+
+    Returns:
+        Seconds per number.
+    """
+    x = torch.ones(4096 if device.type == "cuda" else 512, width, device=device)
+    return _median_seconds(lambda: F.layer_norm(x, (width,)), device) / x.numel()
+
+
+def _median_seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Time a function; the median forgives a busy moment but not a busy machine."""
+    run()  # libraries load their kernels at the first use
+    times: list[float] = []
+    end = time.perf_counter() + _BUDGET_S
+    while not times or time.perf_counter() < end:
         start = time.perf_counter()
-        torch.mm(a, b)
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        if time.perf_counter() > end:
-            return 2 * size**3 / best / 1e12
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

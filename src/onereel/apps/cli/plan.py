@@ -35,7 +35,7 @@ def plan(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     tflops: Annotated[
-        float | None, typer.Option(help="Speed of matrix products [measured for 0.2 s].")
+        float | None, typer.Option(help="Speed of matrix products [measured for 0.1 s].")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
