@@ -193,7 +193,8 @@ def test_the_notes(tiny_checkpoint: Path, tiny_distilled: Path) -> None:
     assert pipe.get_active_adapters() == ["default_0"]
     distilled = Magi1Pipeline.from_pretrained(tiny_distilled)
     distilled.set_progress_bar_config(disable=True)
-    frames = distilled(prompt=PROMPT, enable_distillation=True, num_inference_steps=8, **SIZE).frames
+    options = {"enable_distillation": True, "num_inference_steps": 8}
+    frames = distilled(prompt=PROMPT, **options, **SIZE).frames
     assert frames.shape == (1, 24, 32, 48, 3)
     with pytest.raises(ValueError, match="enable_distillation=True on a base checkpoint"):
         pipe(prompt=PROMPT, enable_distillation=True)
