@@ -106,7 +106,10 @@ def with_guidance(
             config, prev_chunk_scales=(1.0,) * len(prev), text_scales=(1.0,) * len(text)
         )
     if guidance_scale is not None:
-        text = tuple(guidance_scale if w else 0.0 for w in text)
+        guided = [w not in (0, 1) for w in text]  # 0 and 1 are intervals without guidance
+        if not any(guided):
+            guided = [w != 0 for w in text]
+        text = tuple(guidance_scale if g else w for g, w in zip(guided, text, strict=True))
     if prev_chunk_scale is not None:
         prev = tuple(prev_chunk_scale if w != 1 else 1.0 for w in prev)
     return dataclasses.replace(config, prev_chunk_scales=prev, text_scales=text)
