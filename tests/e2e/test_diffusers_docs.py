@@ -119,9 +119,7 @@ def test_text_to_video_compiled(tiny_checkpoint: Path, plain: np.ndarray) -> Non
     pipeline.transformer.to(memory_format=torch.channels_last)
     weight = pipeline.transformer.patch_embedding.weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
-    pipeline.transformer = torch.compile(
-        pipeline.transformer, backend="eager", fullgraph=True
-    )
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager", fullgraph=True)
     output = run_text_to_video(pipeline)
     assert np.abs(output - plain).mean() < 0.02  # bfloat16
     torch._dynamo.reset()

@@ -76,9 +76,7 @@ def our_configs() -> tuple[dict[str, Any], dict[str, Any]]:
 def test_the_official_config_is_read_back() -> None:
     transformer, vae = our_configs()
     sampling = {"num_steps": 16, "height": 480, "seed": 7, "distilled": False}
-    data = official_json(
-        transformer, vae=vae, sampling=sampling, dtype=torch.bfloat16, name="x"
-    )
+    data = official_json(transformer, vae=vae, sampling=sampling, dtype=torch.bfloat16, name="x")
     config = parse_official(data)
     assert complete(Magi1Transformer3DModel, official_kwargs(config), where="test") == transformer
     assert (config.runtime.num_steps, config.runtime.video_size_h, config.runtime.seed) == (
