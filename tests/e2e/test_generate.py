@@ -19,6 +19,7 @@ from clips import decode, write_counting_video
 from PIL import Image
 
 import onereel
+from onereel.apps.cli.main import main
 from onereel.media import VideoWriter, probe, read_metadata, read_video, write_metadata
 
 SOURCE = Path(onereel.__file__).parents[1]
@@ -237,9 +238,32 @@ def test_the_plan_runs_nothing(generate: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_standard_output(tmp_path: Path, tiny_checkpoint: Path, generate: Any) -> None:
-    code, _, err = generate(PROMPT, "-o", "-", "--json")
-    assert code == 2 and "both write to standard output" in err
+def test_standard_output(
+    tmp_path: Path, tiny_checkpoint: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    words = ["generate", PROMPT, "--model", str(tiny_checkpoint), "--num-frames", "8", "-o", "-"]
+    assert main(words) == 0
+    out, err = capsysbinary.readouterr()
+    (tmp_path / "piped.mp4").write_bytes(out)
+    assert len(decode(tmp_path / "piped.mp4")) == 8
+    assert b"done: 0.33 s" in err
+    assert main([*words, "--json"]) == 2
+    assert b"both write to standard output" in capsysbinary.readouterr().err
+
+
+def test_offloading_changes_nothing(generate: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "in.png")
+    options = (PROMPT, "--image", "in.png", "--seed", 6, "--seconds", 2)
+    assert generate(*options, "-o", "a.mp4")[0] == 0
+    assert generate(*options, "--offload", "-o", "b.mp4")[0] == 0
+    assert np.array_equal(decode(tmp_path / "a.mp4"), decode(tmp_path / "b.mp4"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_lines_of_talk(generate: Any) -> None:
+    Path("scenes.txt").write_text("0: a red disc\n5: a blue ring\n")
+    code, _, err = generate("--prompts", "scenes.txt", "--seconds", 2, "--plan")
+    assert code == 0 and "warning: timeline: the prompts from 5 s are never shown" in err
 
 
 def _signal_after_chunks(

@@ -1,5 +1,15 @@
 """Room `pipelines`: the only place that wires text, transformer, sampler and VAE.
 
-Read `stream.py` first (one video as a stream of decoded chunks), then `magi1.py` (the diffusers
-interface on top of it).
+Read `stream.py` first: one video as a stream of decoded chunks, which every caller shares.
+
+| file | holds |
+|---|---|
+| `stream.py` | the request, the given frames, the engine's set-up, decoding |
+| `sampling.py`, `prompts.py`, `timeline.py` | settings, encoded texts, which prompt holds when |
+| `magi1.py`, `base.py` | the diffusers interface: three pipelines over what they share |
+| `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
+| `wishes.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
+
+From Python, a run is `run(prepare(RunWishes(prompt="..."), "out.mp4"), listener)`: `prepare` checks
+everything before a model is loaded, `run` loads, samples and writes chunk by chunk.
 """
