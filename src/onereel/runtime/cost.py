@@ -241,8 +241,8 @@ class TransformerCost:
         return hidden * (4 if gated else 2) + dequantized
 
     def _kept_bytes(self, call: Forward) -> int:
-        """Bytes of the keys and values that a call returns: views of all its keys."""
-        return call.rows * call.chunks * self.kv_bytes if call.keep else 0
+        """Bytes of the keys and values that a call returns."""
+        return call.rows * call.keep * self.kv_bytes
 
 
 def _upcast(numbers: int, itemsize: int) -> int:

@@ -30,7 +30,7 @@ from onereel.samplers.guidance import stack_text
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.latent_cache import LatentCache
-from onereel.training.magi_layout import Layout, magi_times, sample_layout, sample_times
+from onereel.training.magi_layout import Layout, random_times, sample_layout, sample_times
 from onereel.training.optim import build_optimizers
 from onereel.world import sample_captions
 
@@ -286,7 +286,7 @@ class MagiMethod(Method):
         size = latent.shape[0]
         if layout is None:
             layout = Layout(num_clean=0, ages=(0,), aligned=False)
-            times = magi_times((size, 1), generator)
+            times = random_times((size, 1), generator)
             given = torch.zeros(size, dtype=torch.bool)
         else:
             times = sample_times(layout, size, generator=generator)

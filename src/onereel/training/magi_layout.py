@@ -2,7 +2,8 @@
 
 Layouts are those that the sampler meets: the window filling up, full, and running empty, with no
 chunk given or with clean ones in front. Half the pieces get noise levels exactly as the window
-has them, half get random levels that rise along the piece.
+has them, half get random levels that rise along the piece. Of those half are MAGI's, most of them
+near the noise, and half are uniform: at a few tokens per frame shapes are decided late.
 
 Source: MAGI-1 report (arXiv 2505.13211) sections 2.2 and 2.3; the joint law of the levels is not
 published and is ours.
@@ -87,6 +88,21 @@ def magi_times(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tens
     return shift_t(torch.sigmoid(0.5 * z), MAGI_SHIFT)
 
 
+def random_times(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Draw flow times, for half of the rows by `magi_times` and for half uniformly.
+
+    Args:
+        shape: rows and columns.
+        generator: source of randomness.
+
+    Returns:
+        float32 in (0, 1).
+    """
+    is_uniform = torch.rand((shape[0], 1), generator=generator) < 0.5
+    uniform = torch.rand(shape, generator=generator)
+    return torch.where(is_uniform, uniform, magi_times(shape, generator))
+
+
 def sample_times(layout: Layout, batch: int, *, generator: torch.Generator) -> torch.Tensor:
     """Draw the flow times of every chunk of a batch; clean ones get up to 5 % of noise.
 
@@ -104,6 +120,6 @@ def sample_times(layout: Layout, batch: int, *, generator: torch.Generator) -> t
         u = (torch.tensor([layout.ages]) + phase) / WINDOW
         noisy = shift_t(u * u, MAGI_SHIFT)
     else:
-        noisy = magi_times((batch, len(layout.ages)), generator)
+        noisy = random_times((batch, len(layout.ages)), generator)
         noisy = noisy.sort(dim=1, descending=True).values
     return torch.cat((clean, noisy), dim=1)

@@ -139,7 +139,9 @@ class Magi1TransformerBlock(nn.Module):
         query, key, value = self.attn1(normed, context.rope)
         kept = None
         if context.keep_tokens:
-            kept = (key[:, :, : context.keep_tokens], value[:, :, : context.keep_tokens])
+            # Copies: a view would keep every layer's keys of the whole call alive.
+            count = context.keep_tokens
+            kept = (key[:, :, :count].clone(), value[:, :, :count].clone())
         if past is not None:
             key = torch.cat((past[0].expand(key.shape[0], -1, -1, -1), key), dim=2)
             value = torch.cat((past[1].expand(value.shape[0], -1, -1, -1), value), dim=2)
