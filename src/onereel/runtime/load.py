@@ -24,6 +24,7 @@ from onereel.runtime.source import ModelSource
 from onereel.runtime.text_files import load_text_encoder, load_tokenizer
 from onereel.runtime.verify import Parts, hash_parts, model_parts
 
+_SMALL_CHECKPOINT = 500_000_000  # numbers; 2 GB in float32
 _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -64,7 +65,7 @@ def load_components(
         source: what `resolve_model` returned.
         device: where the transformer and the VAE go.
         dtype: of their weights; parts that must be float32 stay so, and float8 weights stay
-            float8. None takes the official config's, or the stored one.
+            float8. None takes `default_dtype`.
         text_device: where the text encoder goes; None takes `device`, or the CPU where an official
             config says so. It is float32 on the CPU and of the same dtype as the rest elsewhere.
 
@@ -97,19 +98,26 @@ def load_components(
     )
 
 
-def default_dtype(source: ModelSource, parts: Parts) -> torch.dtype:
+def default_dtype(
+    source: ModelSource, parts: Parts, *, device: torch.device | str | None = None
+) -> torch.dtype:
     """Choose the dtype of the transformer and the VAE.
 
     Args:
         source: the checkpoint.
         parts: its headers.
+        device: where they will run, where that is known.
 
     Returns:
-        The official config's dtype, or that of the stored matrices.
+        The official config's dtype, or that of the stored matrices; but float32 for small
+        checkpoints on a CPU, most of which compute in bfloat16 slowly.
     """
+    assert parts.transformer is not None
+    small = parts.transformer.tensors.num_parameters < _SMALL_CHECKPOINT
+    if device is not None and torch.device(device).type == "cpu" and small:
+        return torch.float32
     if source.official is not None:
         return parse_dtype(source.official.model.params_dtype)
-    assert parts.transformer is not None
     return stored_dtype(parts.transformer)
 
 
