@@ -8,7 +8,7 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `sampling.py`, `prompts.py`, `timeline.py` | settings, encoded texts, which prompt holds when |
 | `magi1.py`, `base.py` | the diffusers interface: three pipelines over what they share |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
-| `wishes.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
+| `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
 
 From Python, a run is `run(prepare(RunWishes(prompt="..."), "out.mp4"), listener)`: `prepare` checks
 everything before a model is loaded, `run` loads, samples and writes chunk by chunk.

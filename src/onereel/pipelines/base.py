@@ -19,8 +19,10 @@ from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text import encode_prompts
 from onereel.models.text.special_tokens import ConditioningFlags, SpecialTokens
+from onereel.pipelines.captions import Captions
 from onereel.pipelines.loading import find_source, official_components
 from onereel.pipelines.lora import Magi1LoraLoaderMixin
+from onereel.pipelines.parts import MagiParts
 from onereel.pipelines.pictures import (
     OUTPUT_TYPES,
     collect,
@@ -30,12 +32,10 @@ from onereel.pipelines.pictures import (
 from onereel.pipelines.prompts import Prompts, prompts_of_call
 from onereel.pipelines.sampling import SamplingWishes, make_config, round_steps
 from onereel.pipelines.stream import (
-    MagiParts,
     Prefix,
     VideoChunk,
     VideoRequest,
     check_distillation,
-    chunk_captions,
     chunks_of,
     make_engine,
     stream_chunks,
@@ -254,8 +254,12 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         positive = self.encode_features(prompts, max_sequence_length)
         if negative_prompt is None:
-            captions = chunk_captions(
-                self.parts(), positive[:1], num_prefix_chunks=0, flags=ConditioningFlags()
+            captions = Captions(
+                self.parts(),
+                Prompts(features=(positive[0],)),
+                num_chunks=1,
+                num_given=0,
+                flags=ConditioningFlags(),
             )
             negative = [captions.null] * len(prompts)
         else:

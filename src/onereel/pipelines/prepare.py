@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from onereel.core.device import parse_dtype, pick_device
-from onereel.core.errors import CheckpointError, ConfigError, MediaError
-from onereel.media import (
-    check_input_image,
-    check_input_video,
-    check_output,
-    load_image,
-    read_video,
-)
+from onereel.core.errors import CheckpointError, ConfigError
+from onereel.media import check_output
 from onereel.media.preflight import estimate_bytes
-from onereel.media.scale import Pixels, Policy
+from onereel.media.scale import Pixels
 from onereel.models.text.special_tokens import ConditioningFlags, SpecialTokens
+from onereel.pipelines.files import PREFIX_FRAMES, check_files, describe_inputs, read_given
 from onereel.pipelines.sampling import SamplingWishes, make_config, step_unit
 from onereel.pipelines.stream import VideoRequest, count_chunks
 from onereel.pipelines.timeline import Timeline, parse_timeline
@@ -35,7 +29,6 @@ from onereel.runtime.verify import Parts, model_parts
 from onereel.samplers.plan import num_stages
 
 _FALLBACK = {"height": 720, "width": 720, "num_frames": 96, "fps": 24}
-PREFIX_FRAMES = 24
 _OFFICIAL_PREFIX_FRAMES = 32
 
 
@@ -123,6 +116,7 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
         BackendUnavailable: the device or an encoder is missing.
     """
     check_wishes(wishes)
+    check_files(wishes, output)
     source = resolve_model(wishes.model)
     parts = model_parts(source)
     wishes = fill_wishes(wishes, {**_FALLBACK, **parts.sampling})
@@ -132,7 +126,9 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     )
     check_output(output, estimated_bytes=size)
     device = pick_device(wishes.device)
-    dtype = parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts)
+    dtype = (
+        parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts, device=device)
+    )
     given = read_given(wishes, factor=_factor(parts))
     tokens = _tokens(wishes, parts)
     request = make_request(wishes, parts, given=0 if given is None else len(given), tokens=tokens)
@@ -156,7 +152,7 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
         tokens=tokens,
         device=device,
         dtype=dtype,
-        inputs=_describe_inputs(wishes),
+        inputs=describe_inputs(wishes),
     )
     check_fits(plan.estimate(), in_turn=wishes.offload)
     return plan
@@ -331,56 +327,6 @@ def _text(wishes: RunWishes) -> str:
     return wishes.prompt
 
 
-def read_given(wishes: RunWishes, *, factor: int) -> Pixels | None:
-    """Read the given picture, or the frames of the given video that are continued.
-
-    Args:
-        wishes: from `fill_wishes`.
-        factor: frames per latent frame.
-
-    Returns:
-        uint8 [F, H, W, 3], whole latent frames of a video; None without an input.
-
-    Raises:
-        MediaError: the file cannot be used, or the video is too short.
-        ConfigError: fewer frames are wanted than make a latent frame.
-    """
-    size: dict[str, Any] = {"height": _known(wishes.height), "width": _known(wishes.width)}
-    policy = cast("Policy", wishes.policy)
-    if wishes.image is not None:
-        check_input_image(wishes.image)
-        return load_image(wishes.image, **size, policy=policy)[None]
-    if wishes.video is None:
-        return None
-    wanted, fps = _known(wishes.prefix_frames), _known(wishes.fps)
-    if wanted < factor:
-        raise ConfigError(
-            "--prefix-frames", expected=f"at least {factor}, one latent frame", got=wanted,
-            hint=f"use {PREFIX_FRAMES}",
-        )  # fmt: skip
-    check_input_video(wishes.video)
-    frames = read_video(
-        wishes.video,
-        **size,
-        fps=fps,
-        num_frames=wanted,
-        take="start" if wishes.prefix_from == "start" else "end",
-        policy=policy,
-        allow_short=True,
-    )
-    if len(frames) < wanted:
-        usable = len(frames) // factor * factor
-        raise MediaError(
-            f"video {wishes.video} is too short",
-            expected=f"{wanted} frames ({wanted / fps:.2f} s at {fps} fps)",
-            got=f"{len(frames)} frames",
-            hint="give a longer video"
-            + (f", or continue fewer frames with --prefix-frames {usable}" if usable else
-               ", or give one picture with --image"),
-        )  # fmt: skip
-    return frames[len(frames) % factor :]
-
-
 def check_lora(path: str) -> None:
     """Check an adapter by its header.
 
@@ -400,26 +346,3 @@ def check_lora(path: str) -> None:
             f"lora {path}", expected="tensors with 'lora' in their names",
             got=others[0] if others else "none", hint="give a file of save_lora_weights",
         )  # fmt: skip
-
-
-def _describe_inputs(wishes: RunWishes) -> dict[str, dict[str, str]]:
-    paths = {"image": wishes.image, "video": wishes.video, "special_tokens": wishes.special_tokens}
-    paths.update({f"lora {i}": path for i, (path, _) in enumerate(wishes.loras)})
-    return {
-        kind: {"name": Path(path).name, "sha256": file_hash(path)}
-        for kind, path in paths.items()
-        if path is not None
-    }
-
-
-def file_hash(path: str | Path) -> str:
-    """Hash a file.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,10 +28,16 @@ class Prompts:
     per_chunk: tuple[int, ...] = (0,)
     negative: torch.Tensor | None = None
 
-    def rows(self, num_chunks: int) -> list[torch.Tensor]:
-        """List the text of each generated chunk."""
-        last = len(self.per_chunk) - 1
-        return [self.features[self.per_chunk[min(i, last)]] for i in range(num_chunks)]
+    def index(self, chunk: int) -> int:
+        """Find the text of a chunk.
+
+        Args:
+            chunk: index from the first generated one.
+
+        Returns:
+            Its place in `features`.
+        """
+        return self.per_chunk[min(chunk, len(self.per_chunk) - 1)]
 
 
 def encode_chunks(

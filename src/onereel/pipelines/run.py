@@ -17,12 +17,12 @@ from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
 from onereel.pipelines.lora import Magi1LoraLoaderMixin
+from onereel.pipelines.parts import MagiParts
 from onereel.pipelines.pictures import pixels_to_frames
 from onereel.pipelines.prepare import RunPlan
 from onereel.pipelines.prompts import Prompts, encode_chunks
 from onereel.pipelines.record import make_record
 from onereel.pipelines.stream import (
-    MagiParts,
     Prefix,
     encode_image,
     encode_video,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,13 @@ import torch
 
 from onereel.core.errors import ConfigError, ShapeError
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
-from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.pixels import to_uint8
-from onereel.models.text.special_tokens import (
-    ChunkCaptions,
-    ConditioningFlags,
-    SpecialTokens,
-    build_captions,
-)
+from onereel.models.text.special_tokens import ConditioningFlags
+from onereel.pipelines.captions import Captions
+from onereel.pipelines.parts import MagiParts
 from onereel.pipelines.prompts import Prompts
 from onereel.samplers.engine import ChunkEngine, ChunkTask, FinishedChunk, StepCallback
-from onereel.samplers.guidance import GuidanceRuntime, VelocityModel
+from onereel.samplers.guidance import VelocityModel
 from onereel.samplers.plan import ChunkSampleConfig
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
@@ -97,37 +93,6 @@ class VideoChunk:
         """
         frames = to_uint8(self.frames, official_compat=official_compat)
         return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
-
-
-@dataclass(frozen=True, slots=True)
-class MagiParts:
-    """The networks that make a video.
-
-    Args:
-        transformer: the velocity network (compiled or hooked is fine).
-        vae: the VAE.
-        device: where to run.
-        special_tokens: table of special tokens, or None.
-        attention_kwargs: passed to the transformer; `scale` is the LoRA strength.
-        runtime: how guidance passes are run.
-    """
-
-    transformer: Magi1Transformer3DModel
-    vae: AutoencoderKLMagi1
-    device: torch.device
-    special_tokens: SpecialTokens | None = None
-    attention_kwargs: dict[str, Any] | None = None
-    runtime: GuidanceRuntime = field(default_factory=GuidanceRuntime)
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames per latent frame."""
-        return int(self.vae.config.patch_size[0])
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel."""
-        return int(self.vae.config.patch_size[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,17 +259,11 @@ def make_engine(
     wanted = (1, size[0], num_chunks * width, *size[1:])
     if noise is not None and tuple(noise.shape) != wanted:
         raise ShapeError("latents", expected=str(wanted), got=tuple(noise.shape))
-    captions = chunk_captions(
-        parts,
-        prompts.rows(max(1, num_chunks - given)),
-        num_prefix_chunks=given,
-        flags=request.flags,
-        negative=prompts.negative,
-    )
+    captions = Captions(parts, prompts, num_chunks=num_chunks, num_given=given, flags=request.flags)
     task = ChunkTask(
         num_chunks=num_chunks,
         latent_shape=size,
-        condition=lambda chunk: captions.cond[chunk],
+        condition=captions.of_chunk,
         null_caption=captions.null,
         seed=request.seed,
         prefix=None if prefix is None else prefix.latent,
@@ -329,39 +288,6 @@ def _bound(model: Magi1Transformer3DModel, kwargs: dict[str, Any] | None) -> Vel
         return model(*args, attention_kwargs=kwargs, **options)
 
     return call
-
-
-def chunk_captions(
-    parts: MagiParts,
-    features: Sequence[torch.Tensor],
-    *,
-    num_prefix_chunks: int,
-    flags: ConditioningFlags,
-    negative: torch.Tensor | None = None,
-) -> ChunkCaptions:
-    """Build the text rows of every chunk.
-
-    Args:
-        parts: the networks.
-        features: visible text tokens [S, K] per generated chunk.
-        num_prefix_chunks: chunks given whole.
-        flags: special tokens.
-        negative: visible tokens of a negative prompt, which replaces the learned null caption.
-
-    Returns:
-        The rows, on the parts' device.
-    """
-    null = parts.transformer.null_caption.detach().to(parts.device, torch.float32)
-    captions = build_captions(
-        [f.to(parts.device) for f in features],
-        null,
-        num_prefix_chunks=num_prefix_chunks,
-        flags=flags,
-        tokens=parts.special_tokens,
-        max_length=int(parts.transformer.config.caption_max_length),
-        negative_features=None if negative is None else negative.to(parts.device),
-    )
-    return captions
 
 
 @torch.no_grad()

@@ -235,7 +235,10 @@ def _go(
     wishes, repeat = _wishes(changes, like)
     if mode is not None and mode != wishes.mode:
         _refuse_mode(mode, wishes)
-    check_wishes(wishes)  # before seconds of imports
+    check_wishes(wishes)
+    from onereel.pipelines.files import check_files
+
+    check_files(wishes, output)
     # Imported late: these bring torch, and the first line is on the screen by now.
     from onereel.pipelines.prepare import prepare
     from onereel.pipelines.run import run
