@@ -40,7 +40,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_line_says_chunk_step_video_speed_and_time_left() -> None:
     assert describe_progress(state()) == (
-        "chunk 2/4  step 30/112  video 1.0/4.0 s  50.0 s per s of video  2:30 left"
+        "chunk 2/4  step 30/112  video 1.0/4.0 s  50 s per s of video  2:30 left"
     )
     assert state(share=1.0).eta_s == 0
 

@@ -258,7 +258,7 @@ def _go(
     speed = result.elapsed_s / max(plan.new_frames / plan.request.fps, 1e-6)
     listener.say(
         f"done: {result.seconds:.2f} s of video in {format_seconds(result.elapsed_s)}, "
-        f"{speed:.1f} s per s of video"
+        f"{speed:.3g} s per s of video"
     )
     if show["as_json"]:
         values = dataclasses.asdict(result)

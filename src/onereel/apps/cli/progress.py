@@ -41,7 +41,7 @@ def describe_progress(state: RunProgress) -> str:
     return (
         f"chunk {state.chunk}/{state.num_chunks}  step {state.step}/{state.num_steps}  "
         f"video {state.seconds_done:.1f}/{state.seconds_total:.1f} s  "
-        f"{state.speed:.1f} s per s of video  {format_seconds(state.eta_s)} left"
+        f"{state.speed:.3g} s per s of video  {format_seconds(state.eta_s)} left"
     )
 
 
