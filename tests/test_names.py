@@ -22,6 +22,7 @@ EXPECTED = {
     "Magi1ImageToVideoPipeline",
     "Magi1LoraLoaderMixin",
     "Magi1Pipeline",
+    "Magi1PipelineOutput",
     "Magi1Transformer3DModel",
     "Magi1VideoToVideoPipeline",
     "__version__",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from onereel.models.magi_dit.model import Magi1Transformer3DModel
     from onereel.models.magi_vae.model import AutoencoderKLMagi1
+    from onereel.pipelines.base import Magi1PipelineOutput
     from onereel.pipelines.lora import Magi1LoraLoaderMixin
     from onereel.pipelines.magi1 import (
         Magi1ImageToVideoPipeline,
@@ -28,6 +29,7 @@ __all__ = [
     "Magi1ImageToVideoPipeline",
     "Magi1LoraLoaderMixin",
     "Magi1Pipeline",
+    "Magi1PipelineOutput",
     "Magi1Transformer3DModel",
     "Magi1VideoToVideoPipeline",
     "__version__",
@@ -40,6 +42,7 @@ _HOMES = {
     "Magi1ImageToVideoPipeline": "onereel.pipelines.magi1",
     "Magi1LoraLoaderMixin": "onereel.pipelines.lora",
     "Magi1Pipeline": "onereel.pipelines.magi1",
+    "Magi1PipelineOutput": "onereel.pipelines.base",
     "Magi1Transformer3DModel": "onereel.models.magi_dit.model",
     "Magi1VideoToVideoPipeline": "onereel.pipelines.magi1",
 }

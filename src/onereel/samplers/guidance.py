@@ -212,9 +212,10 @@ def _lone_velocity(
         inputs.times[0, list(slots)][:, None],
         inputs.null.expand(len(slots), 1, -1, -1),
         None,
-        kv_range=[(0, 1)],
+        kv_range=((0, 1),),
         slice_point=0,
-        caption_dropout=True,
+        # A tensor like in the other passes, which spares a compiled model one more graph.
+        caption_dropout=torch.ones(len(slots), dtype=torch.bool, device=latent.device),
         step_size=None,
         past_key_values=None,
         keep_chunks=0,
