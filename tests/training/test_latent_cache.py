@@ -104,6 +104,9 @@ def test_settings_draw_lengths_within_bounds() -> None:
     lengths = {config.num_chunks(i) for i in range(200)}
     assert lengths == set(range(4, 11))
     assert dataclasses.replace(config, seed=1).num_chunks(0) in lengths
+    for bounds in ((3, 2), (0, 2)):
+        with pytest.raises(ConfigError, match="min_chunks"):
+            CacheConfig(vae="x", min_chunks=bounds[0], max_chunks=bounds[1])
 
 
 def test_a_cache_of_images_holds_one_frame_per_clip(

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from onereel.apps.cli.train import app, parse_settings
+from onereel.apps.cli.main import main
+from onereel.apps.cli.train import RecipeGroup, app, parse_settings
 from onereel.core.errors import ConfigError
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.training.latent_cache import CacheConfig, build_cache, write_shard
 from onereel.training.recipes import load_recipe
-from onereel.training.vae import ToyboxVaeRecipe
+from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
 
 
 def test_overrides_reach_the_recipe_and_its_trainer(tmp_path: Path) -> None:
@@ -54,8 +58,62 @@ def test_command_lists_describes_and_refuses() -> None:
     data = json.loads(dry.stdout)
     assert data["max_minutes"] == 3.0
     assert data["networks"]["vae"]["parameters"] == data["networks"]["vae"]["trained"] > 10**5
-    wrong = runner.invoke(app, ["toybox-vae", "--set", "batchsize=3"])
-    assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error", "hint"),
+    [
+        (["toybox-vae", "--set", "batchsize=3"], 2, "unknown key 'batchsize'", "batch_size"),
+        (["--resume", "toybox-vea"], 2, "unknown recipe 'toybox-vea'", "toybox-vae"),
+        (["toybox-magi", "--set", "cache=nowhere"], 3, "nowhere holds no latent cache",
+         "train cache --vae DIR --out nowhere"),
+        (["cache", "--vae", "none", "--out", "new", "--clips", "1"], 3, "none holds no VAE",
+         "train toybox-vae"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_and_how_to_mend_it_stand_on_lines_of_their_own(
+    arguments: list[str], code: int, error: str, hint: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == code
+    *_, first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and error in first and "hint" not in first
+    assert second.startswith("hint: ") and hint in second
+
+
+def test_command_goes_on_with_a_cache_of_the_same_settings(
+    tiny_recipe: ToyboxVaeRecipe, tmp_path: Path
+) -> None:
+    VaeMethod(tiny_recipe).export(tmp_path / "vae")
+    vae = AutoencoderKLMagi1.from_pretrained(tmp_path / "vae").eval()
+    config = CacheConfig(
+        vae=str(tmp_path / "vae"), seed=5, height=32, width=32, timeline_share=0.0,
+        images_only=True, shard_size=2,
+    )  # fmt: skip
+    arguments = ["cache", "--vae", config.vae, "--out", str(tmp_path / "out"), "--clips", "2",
+                 "--shard-size", "2", "--height", "32", "--width", "32", "--seed", "5",
+                 "--timeline-share", "0", "--images-only"]  # fmt: skip
+    next(build_cache(config, tmp_path / "out", clips=0))
+    write_shard(vae, config, folder=tmp_path / "out", shard=0)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    assert done.stderr.splitlines() == ["2/2 clips, 0.00 clips/s"]
+    other = CliRunner().invoke(app, [*arguments, "--max-chunks", "7"])
+    assert isinstance(other.exception, ConfigError)
+
+
+def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, RecipeGroup)
+    assert group.list_commands(None) == ["toybox-vae", "toybox-magi", "cache"]
+    flags = {
+        name: {
+            flag for parameter in group.get_command(None, name).params for flag in parameter.opts
+        }
+        for name in ("toybox-magi", "cache")
+    }
+    assert "--set" in flags["toybox-magi"] and "--clips" in flags["cache"]
 
 
 def test_command_trains(tmp_path: Path) -> None:

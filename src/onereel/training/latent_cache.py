@@ -1,6 +1,6 @@
 """Latents and captions of many clips, stored once and read at random.
 
-    python -m onereel.training.latent_cache --vae DIR --out DIR --clips 8000 --workers 2
+    onereel train cache --vae DIR --out DIR --clips 8000 --workers 2
 
 A cache is a folder of shards: `shard-00000.safetensors` with the latents and `shard-00000.json`
 with captions and seeds, the latter written last. A shard that is complete is not made again, so
@@ -12,13 +12,10 @@ lies the latent of its first frame encoded as a picture, for image-to-video.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import json
 import multiprocessing
 import os
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +63,12 @@ class CacheConfig:
     timeline_share: float = 0.25
     images_only: bool = False
     shard_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_chunks <= self.max_chunks:
+            raise ConfigError(
+                "min_chunks", expected=f"1 to max_chunks {self.max_chunks}", got=self.min_chunks
+            )
 
     def num_chunks(self, index: int) -> int:
         """Give the number of chunks of one clip."""
@@ -223,6 +226,7 @@ def build_cache(
 
     Raises:
         ConfigError: the folder holds a cache with other settings.
+        CheckpointError: clips are missing and there is no VAE to make them with.
     """
     folder = Path(folder)
     _claim(config, folder)
@@ -230,6 +234,10 @@ def build_cache(
     missing = [shard for shard in range(shards) if not _entries_file(folder, shard).is_file()]
     done = (shards - len(missing)) * config.shard_size
     yield done, shards * config.shard_size
+    if missing and not (Path(config.vae) / "config.json").is_file():
+        raise CheckpointError(
+            f"{config.vae} holds no VAE", hint="train one with `onereel train toybox-vae`"
+        )
     with concurrent.futures.ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -269,7 +277,7 @@ def read_config(folder: str | Path) -> CacheConfig:
     if not path.is_file():
         raise CheckpointError(
             f"{folder} holds no latent cache",
-            hint="make one with python -m onereel.training.latent_cache",
+            hint=f"make one with `onereel train cache --vae DIR --out {folder} --clips N`",
         )
     return from_mapping(CacheConfig, json.loads(path.read_text("utf-8")), where=str(path))
 
@@ -332,28 +340,3 @@ class LatentCache:
         if key not in self._open:
             self._open[key] = safe_open(_weights_file(self.folder, shard), "pt")
         return self._open[key]
-
-
-def main() -> None:
-    """Build a cache from the command line, with progress on stderr."""
-    parser = argparse.ArgumentParser(description="Store latents and captions of clips.")
-    parser.add_argument("--vae", required=True, help="folder of the VAE")
-    parser.add_argument("--out", required=True, help="folder of the cache")
-    parser.add_argument("--clips", type=int, required=True)
-    parser.add_argument("--workers", type=int, default=1)
-    for name in ("seed", "height", "width", "min_chunks", "max_chunks", "shard_size"):
-        default = CacheConfig.__dataclass_fields__[name].default
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--timeline-share", type=float, default=0.25)
-    parser.add_argument("--images-only", action="store_true")
-    values = vars(parser.parse_args())
-    out, clips, workers = (values.pop(name) for name in ("out", "clips", "workers"))
-    started, before = time.monotonic(), None
-    for done, wanted in build_cache(CacheConfig(**values), out, clips=clips, workers=workers):
-        before = done if before is None else before
-        rate = (done - before) / (time.monotonic() - started)
-        sys.stderr.write(f"{done}/{wanted} clips, {rate:.2f} clips/s\n")
-
-
-if __name__ == "__main__":
-    main()

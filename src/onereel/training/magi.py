@@ -124,12 +124,11 @@ class MagiBatches:
         self.recipe, self.cache = recipe, cache
         self.pictures = LatentCache(recipe.image_cache) if recipe.image_cache else None
         self.seed = derive_seed(recipe.trainer.seed, "magi-pieces")
-        self.count = len(cache) - recipe.validation_items
-        if self.count < 1:
-            raise ConfigError(
-                "latent cache", expected=f"more than {recipe.validation_items} clips",
-                got=len(cache),
-            )  # fmt: skip
+        if recipe.validation_items < 1:
+            raise ConfigError("validation_items", expected="at least 1")
+        self.count = self.picture_count = _training_clips(cache, recipe)
+        if self.pictures is not None:
+            self.picture_count = _training_clips(self.pictures, recipe)
 
     def is_image(self, index: int) -> bool:
         """Tell whether batch `index` holds single frames."""
@@ -148,10 +147,8 @@ class MagiBatches:
             places = range(
                 index * self.recipe.image_batch_size, (index + 1) * self.recipe.image_batch_size
             )
-            count = self.count
-            if self.pictures is not None:
-                count = len(self.pictures) - self.recipe.validation_items
-            return self.images([shuffled_index(p, count, seed=self.seed) for p in places], rng)
+            items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
+            return self.images(items, rng)
         layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
         items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
@@ -190,12 +187,21 @@ class MagiBatches:
         }
 
     def _long_enough(self, item: int, num_chunks: int) -> Any:
-        """Return the clip, or the next one with enough chunks."""
-        for step in range(self.count):
-            place = (item + step) % self.count
+        """Return the clip, or the next one with enough chunks, of the same side of the split."""
+        first, stop = (0, self.count) if item < self.count else (self.count, len(self.cache))
+        for place in (*range(item, stop), *range(first, item)):
             if self.cache.num_chunks(place) >= num_chunks:
                 return self.cache[place]
         raise ConfigError("latent cache", expected=f"clips of {num_chunks} chunks")
+
+
+def _training_clips(cache: LatentCache, recipe: ToyboxMagiRecipe) -> int:
+    """Count the clips before those of the validation."""
+    count = len(cache) - recipe.validation_items
+    if count < 1:
+        expected = f"more than {recipe.validation_items} clips"
+        raise ConfigError(str(cache.folder), expected=expected, got=len(cache))
+    return count
 
 
 class MagiMethod(Method):

@@ -96,7 +96,7 @@ def random_times(shape: tuple[int, int], generator: torch.Generator) -> torch.Te
         generator: source of randomness.
 
     Returns:
-        float32 in (0, 1).
+        float32 in [0, 1).
     """
     is_uniform = torch.rand((shape[0], 1), generator=generator) < 0.5
     uniform = torch.rand(shape, generator=generator)

@@ -1,24 +1,74 @@
-"""`onereel train`: run a training recipe."""
+"""`onereel train`: run a training recipe, or store the latents that one trains on.
+
+`onereel train RECIPE ...` runs a recipe; `onereel train cache ...` is a command of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from onereel.core.errors import ConfigError, OneReelError
+from onereel.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from onereel.training.engine import Method, TrainerConfig
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+CACHE, RECIPE = "cache", "recipe"
 
 
-@app.command()
+class RecipeGroup(TyperGroup):
+    """Takes the name of a recipe where other groups take a subcommand's."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List what may follow `onereel train`.
+
+        Args:
+            ctx: the parser's context.
+
+        Returns:
+            The recipes, then the subcommand.
+        """
+        from onereel.training.recipes import RECIPES
+
+        return [*RECIPES, CACHE]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find the command of a word.
+
+        Args:
+            ctx: the parser's context.
+            cmd_name: the word.
+
+        Returns:
+            The parser's command; any word but the subcommand's stands for a recipe.
+        """
+        return self.commands[CACHE if cmd_name == CACHE else RECIPE]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave all arguments to the command, so that a recipe's options may precede its name.
+
+        Args:
+            ctx: the parser's context.
+            args: what follows `onereel train`.
+
+        Returns:
+            Nothing that is left over.
+        """
+        # A word without letters: usage lines then read `onereel train [OPTIONS] [RECIPE]`.
+        return super().parse_args(ctx, args if args[:1] == [CACHE] else ["", *args])
+
+
+app = typer.Typer(cls=RecipeGroup, add_completion=False, rich_markup_mode=None)
+
+
+@app.command(RECIPE)
 def train(
     recipe: Annotated[
         str | None, typer.Argument(help="name of the recipe; none lists them")
@@ -36,14 +86,46 @@ def train(
         float | None, typer.Option(help="end gracefully after this time")
     ] = None,
 ) -> None:
-    """Train a model with a recipe; the weights end up in OUT/export."""
-    try:
-        code = _run(recipe, set_ or [], config, out, resume=resume, dry_run=dry_run,
-                    max_minutes=max_minutes)  # fmt: skip
-    except OneReelError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    """Train a model with a recipe; the weights end up in OUT/export.
+
+    `onereel train cache --help` tells how to store the latents that toybox-magi is trained on.
+    """
+    code = _run(recipe, set_ or [], config, out, resume=resume, dry_run=dry_run,
+                max_minutes=max_minutes)  # fmt: skip
     raise typer.Exit(code)
+
+
+@app.command(CACHE)
+def cache(
+    vae: Annotated[Path, typer.Option(help="folder of the VAE")],
+    out: Annotated[Path, typer.Option(help="folder of the cache")],
+    clips: Annotated[int, typer.Option(min=1, help="clips it shall hold")],
+    workers: Annotated[int, typer.Option(min=1, help="processes that render and encode")] = 1,
+    seed: Annotated[int, typer.Option(help="seed of the stream of clips")] = 0,
+    height: Annotated[int, typer.Option(help="canvas height in pixels")] = 64,
+    width: Annotated[int, typer.Option(help="canvas width in pixels")] = 64,
+    min_chunks: Annotated[int, typer.Option(min=1, help="fewest chunks of a clip")] = 4,
+    max_chunks: Annotated[int, typer.Option(min=1, help="most chunks of a clip")] = 10,
+    timeline_share: Annotated[
+        float, typer.Option(min=0, max=1, help="share of clips whose prompt changes")
+    ] = 0.25,
+    images_only: Annotated[
+        bool, typer.Option("--images-only", help="one frame per clip, as an image")
+    ] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="clips per file")] = 64,
+) -> None:
+    """Render clips and store their latents and captions; may be stopped and repeated."""
+    values = dict(locals())
+    from onereel.training.latent_cache import CacheConfig, build_cache
+
+    for name in ("out", "clips", "workers"):
+        del values[name]
+    config = CacheConfig(**{**values, "vae": str(vae)})
+    started, before = time.monotonic(), None
+    for done, wanted in build_cache(config, out, clips=clips, workers=workers):
+        before = done if before is None else before
+        rate = (done - before) / (time.monotonic() - started)
+        typer.echo(f"{done}/{wanted} clips, {rate:.2f} clips/s", err=True)
 
 
 def _run(
