@@ -64,10 +64,12 @@ def sample_layout(rng: np.random.Generator, *, t2v_share: float = 0.65) -> Layou
     """
     aligned = bool(rng.random() < 0.5)
     num_noisy = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.15, 0.15, 0.55]))
-    if rng.random() < t2v_share:
-        return Layout(num_clean=0, ages=tuple(range(num_noisy))[::-1], aligned=aligned)
-    num_clean = 1 if rng.random() < 0.8 else 2
-    youngest = WINDOW - num_noisy if rng.random() < 0.4 else 0  # the window running empty
+    starts = rng.random() < t2v_share
+    num_clean = 0 if starts else 1 if rng.random() < 0.8 else 2
+    youngest = 0
+    if rng.random() < (0.3 if starts else 0.4):  # the window running empty
+        # Without clean chunks that is a video shorter than the window, at any position.
+        youngest = int(rng.integers(0 if starts else WINDOW - num_noisy, WINDOW - num_noisy + 1))
     ages = tuple(range(youngest, youngest + num_noisy))[::-1]
     return Layout(num_clean=num_clean, ages=ages, aligned=aligned)
 
