@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from onereel.core.errors import BackendUnavailable
 from onereel.training.ema import Ema, warm_decay
 from onereel.training.optim import build_optimizers, schedule_factor, split_parameters
 
@@ -64,3 +65,10 @@ def test_average_warms_up_and_follows_the_formula() -> None:
     with ema.applied(net):
         assert net.weight[0, 0].item() == pytest.approx(expected, rel=1e-5)
     assert net.weight[0, 0].item() == 19.0
+
+
+def test_a_torch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    assert set(build_optimizers(_Net(), lr=1e-3)) == {"main.adamw"}
+    with pytest.raises(BackendUnavailable, match="no Muon.*matrix_lr=none"):
+        build_optimizers(_Net(), lr=1e-3, matrix_lr=1e-3)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from onereel.core.errors import BackendUnavailable
+
 SCHEDULES = ("constant", "cosine", "time")
 
 
@@ -80,12 +82,20 @@ def build_optimizers(
 
     Returns:
         `{name}.adamw` and, with `matrix_lr`, `{name}.muon`.
+
+    Raises:
+        BackendUnavailable: this torch is too old for Muon.
     """
     matrices, others = split_parameters(module)
     groups: list[dict[str, object]] = [{"params": others, "weight_decay": 0.0}]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if matrix_lr is None:
         groups.append({"params": matrices, "weight_decay": weight_decay})
+    elif not hasattr(torch.optim, "Muon"):
+        raise BackendUnavailable(
+            f"torch {torch.__version__} has no Muon",
+            hint="use torch 2.9, or matrix_lr=none",
+        )
     elif matrices:
         # Updates scaled to AdamW's root mean square, so that both share one range of rates.
         optimizers[f"{name}.muon"] = torch.optim.Muon(
