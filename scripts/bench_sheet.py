@@ -12,12 +12,7 @@ from onereel import Magi1ImageToVideoPipeline, Magi1Pipeline, Magi1VideoToVideoP
 from onereel.media import frame_sheet
 from onereel.world import fixed_prompts, sample_clip
 
-TIMELINE = (
-    "a large red disc moves to the right",
-    "a large red disc moves to the right",
-    "it turns blue",
-    "a large blue disc moves to the right",
-)
+TIMELINE = ("a large red disc does not move",) * 2 + ("a large blue disc does not move",) * 2
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
@@ -37,7 +32,7 @@ def main() -> None:
     parser.add_argument("--model", default="toybox-magi")
     parser.add_argument("--out", default="docs/images/sheet.png")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--frames", type=int, default=96)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--prev-scale", type=float)
     parser.add_argument("--seed", type=int, default=0)
@@ -61,7 +56,7 @@ def main() -> None:
         labels.append(("unseen: " if number >= 12 else "") + prompt)
     seconds = (time.monotonic() - started) / (16 * args.frames / 24)
     print(f"{seconds:.2f} s of compute per second of video")  # noqa: T201
-    picture, caption = moving_clip(7)
+    picture, caption = moving_clip(1004)
     image_pipe = Magi1ImageToVideoPipeline(**pipe.components, sampling=dict(pipe.sampling))
     image_pipe.set_progress_bar_config(disable=True)
     frames = image_pipe(
@@ -76,7 +71,7 @@ def main() -> None:
     labels.append(f"from a video (first third given): {caption}")
     frames = pipe(chunk_prompts=TIMELINE, num_frames=96, generator=generator(), **options).frames[0]
     rows.append(to_uint8(frames))
-    labels.append(f"timeline: {TIMELINE[0]}, then {TIMELINE[2]}")
+    labels.append(f"timeline: {TIMELINE[0]}, then {TIMELINE[-1]}")
     frame_sheet(rows, columns=8, labels=labels, scale=2, path=args.out)
 
 
