@@ -44,7 +44,7 @@ TOYBOX_SAMPLING: dict[str, Any] = {
     "num_frames": 96,
     "num_steps": 32,
     "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
-    "text_scales": (4.0, 4.0, 4.0, 1.0, 1.0),
+    "text_scales": (3.0, 3.0, 3.0, 1.0, 1.0),
 }
 
 
