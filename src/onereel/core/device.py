@@ -62,3 +62,12 @@ def pick_device(name: str | None = None) -> torch.device:
             f"device '{name}' is not present", hint="use --device cpu or --device auto"
         )
     return device
+
+
+def pin_threads() -> None:
+    """Keep the number of CPU threads from changing while a video is made.
+
+    Left alone, the matrix library uses fewer threads when the machine is busy and then sums in
+    another order: the same seed would give a video that differs in the last bits.
+    """
+    torch.set_num_threads(torch.get_num_threads())

@@ -13,6 +13,7 @@ from accelerate import cpu_offload_with_hook
 from transformers.utils import logging as transformers_logging
 
 from onereel.core.errors import CheckpointError
+from onereel.core.device import pin_threads
 from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
@@ -113,6 +114,7 @@ def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = Non
         MediaError: the output cannot be written any longer; what is on disk plays.
         KeyboardInterrupt: with a note that says how much is safe; the file is finished.
     """
+    pin_threads()
     listener.say(f"loading model {plan.source.name} on {plan.device}")
     components = _load(plan)
     if expected_hash not in (None, components.model_hash):
