@@ -12,8 +12,8 @@ import torch
 from accelerate import cpu_offload_with_hook
 from transformers.utils import logging as transformers_logging
 
-from onereel.core.errors import CheckpointError
 from onereel.core.device import pin_threads
+from onereel.core.errors import CheckpointError
 from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
