@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from onereel import Magi1Pipeline
-from onereel.world import PALETTE, SHAPES, coverage, fixed_prompts
+from onereel.world import PALETTE, SHAPES, coverage, fixed_prompts, render, simulate
 
 _SATURATED = 60.0  # backgrounds stay below 24
 _FEW = 12  # pixels that do not count as an object
@@ -59,6 +59,14 @@ def score(video: np.ndarray, objects: Any) -> tuple[bool, bool]:
     return colours, shapes
 
 
+def report(results: list[tuple[bool, bool]]) -> None:
+    """Print the counts as one JSON line."""
+    colours, shapes = (sum(column) for column in zip(*results, strict=True))
+    print(  # noqa: T201
+        json.dumps({"prompts": len(results), "colours": colours, "colours_and_shapes": shapes})
+    )
+
+
 def main() -> None:
     """Generate, judge and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,11 +75,22 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--truth", action="store_true", help="judge the simulator's own videos")
     args = parser.parse_args()
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    if args.truth:
+        report(
+            [
+                score(render(simulate(spec, seed, num_frames=args.frames)), spec.objects)
+                for seed, (_, spec) in itertools.product(seeds, fixed_prompts())
+            ]
+        )
+        return
     pipe = Magi1Pipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
     results = []
-    for seed, (prompt, spec) in itertools.product(range(args.seeds), fixed_prompts()):
+    for seed, (prompt, spec) in itertools.product(seeds, fixed_prompts()):
         video = pipe(
             prompt,
             num_frames=args.frames,
@@ -80,10 +99,7 @@ def main() -> None:
             generator=torch.Generator().manual_seed(seed),
         ).frames[0]
         results.append(score((video * 255).round().astype(np.uint8), spec.objects))
-    colours, shapes = (sum(column) for column in zip(*results, strict=True))
-    print(  # noqa: T201
-        json.dumps({"prompts": len(results), "colours": colours, "colours_and_shapes": shapes})
-    )
+    report(results)
 
 
 if __name__ == "__main__":

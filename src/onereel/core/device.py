@@ -67,7 +67,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def pin_threads() -> None:
     """Keep the number of CPU threads from changing while a video is made.
 
-    Left alone, the matrix library uses fewer threads when the machine is busy and then sums in
-    another order: the same seed would give a video that differs in the last bits.
+    Some matrix libraries take fewer threads when the machine is busy and then sum in another order.
+    That this was why a repeated run rarely differed is a guess; docs/log.md has the counts.
     """
     torch.set_num_threads(torch.get_num_threads())
