@@ -1,0 +1,1 @@
+"""Room `evaluation/toybox`: the instrument for our own world. Read `tracks.py` first."""
