@@ -1,7 +1,7 @@
 """What the tracker finds in a video, and the same made of the simulator's own state.
 
-Every metric of this room takes a `Tracking` and never asks where it came from, so each can be tested
-on the truth alone. Positions are screen pixels, y down, pixel i covers [i, i + 1).
+Every metric of this room takes a `Tracking` and never asks where it came from, so each can be
+tested on the truth alone. Positions are screen pixels, y down, pixel i covers [i, i + 1).
 """
 
 from __future__ import annotations
