@@ -83,14 +83,14 @@ def test_a_cache_sees_later_shards_and_travels_to_workers(
     assert torch.equal(clip.latent, copied[5].latent)
     assert {cache.num_chunks(i) for i in range(6)} <= {1, 2}
     for i in range(6):
-        assert cache[i].latent.shape == (12, 6 * cache.num_chunks(i), 4, 4)
+        assert cache[i].latent.shape == (16, 6 * cache.num_chunks(i), 4, 4)
         assert len(cache[i].captions) == cache[i].images.shape[1] == cache.num_chunks(i)
 
 
 def test_chunks_do_not_see_each_other(vae: AutoencoderKLMagi1) -> None:
     video = torch.randint(0, 256, (2, 24, 32, 32, 3), dtype=torch.uint8)
     latent, images = encode_chunks(vae, video)
-    assert latent.shape == (2, 12, 6, 4, 4) and images.shape == (2, 12, 1, 4, 4)
+    assert latent.shape == (2, 16, 6, 4, 4) and images.shape == (2, 16, 1, 4, 4)
     changed = video.clone()
     changed[1, 12:] = 0
     again, _ = encode_chunks(vae, changed)
@@ -116,7 +116,7 @@ def test_a_cache_of_images_holds_one_frame_per_clip(
     next(build_cache(config, folder, clips=6))
     write_shard(vae, config, folder=folder, shard=0)
     clip = LatentCache(folder)[2]
-    assert clip.latent.shape == clip.images.shape == (12, 1, 4, 4) and len(clip.captions) == 1
+    assert clip.latent.shape == clip.images.shape == (16, 1, 4, 4) and len(clip.captions) == 1
     truth = sample_clip(clip.seed, num_frames=24, height=32, width=32, timeline_share=0.5)
     late = torch.from_numpy(np.asarray(truth.video))[12:, None]
     distances = (encode_images(vae, late) - clip.images.float()).abs().mean((1, 2, 3, 4))

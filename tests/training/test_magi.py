@@ -82,7 +82,7 @@ def recipe(stored: Path, monkeypatch: pytest.MonkeyPatch) -> ToyboxMagiRecipe:
     return ToyboxMagiRecipe(
         preset="tiny", cache=str(stored / "clips"), image_cache=str(stored / "images"),
         tokenizer=str(stored / "tokenizer"), batch_size=2, image_batch_size=3, image_steps=2,
-        image_every=3, workers=0, validation_items=3, trainer=trainer,
+        image_every=3, workers=0, validation_items=3, map_weight=0.0, map_block=0, trainer=trainer,
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_pieces_are_cut_at_chunks_and_starts_begin_where_the_clip_does(
     for index in (i for i in range(40) if not batches.is_image(i)):
         batch = batches[index]
         layout = batch["layout"]
-        assert batch["latent"].shape == (2, 12, WIDTH * layout.num_chunks, 4, 4)
+        assert batch["latent"].shape == (2, 16, WIDTH * layout.num_chunks, 4, 4)
         for latent, given, captions in zip(
             batch["latent"], batch["given"], batch["captions"], strict=True
         ):
@@ -320,6 +320,28 @@ def test_gradients_reach_clean_chunks_the_null_caption_and_the_text_encoder(
     assert all(g is not None for g in trained) and sum(float(g.abs().sum()) for g in trained) > 0
 
 
+@pytest.mark.parametrize("layout", [None, CONTINUE])
+def test_reading_the_maps_trains_the_blocks_before_it(
+    recipe: ToyboxMagiRecipe, cache: LatentCache, layout: Layout | None
+) -> None:
+    recipe = dataclasses.replace(recipe, map_weight=0.5)
+    method, batches = MagiMethod(recipe, cache), MagiBatches(recipe, cache)
+    rng = np.random.default_rng(0)
+    batch = (
+        batches.images([0, 1], rng) if layout is None else batches.pieces([0, 1], layout, rng=rng)
+    )
+    losses = method.train_step(batch, 0)
+    kind = "image" if layout is None else "video"
+    expected = losses[f"{kind}_loss"] + 0.5 * losses[f"{kind}_maps"]
+    torch.testing.assert_close(losses["loss"], expected)
+    # From an output of zero the velocity alone gives the blocks no gradient.
+    losses["loss"].backward()
+    first, second = method.dit.blocks
+    assert float(first.attn1.to_q.weight.grad.norm()) > 0
+    assert second.attn1.to_q.weight.grad is None or not second.attn1.to_q.weight.grad.any()
+    assert float(method.reader.weight.grad.norm()) > 0
+
+
 def test_one_step_lowers_the_loss(recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
     method = MagiMethod(recipe, cache)
     batch = MagiBatches(recipe, cache).pieces([0, 1], CONTINUE, rng=np.random.default_rng(0))
@@ -386,8 +408,8 @@ def test_a_run_can_start_from_an_export(
     nn.init.normal_(first.dit.proj_out.weight)
     first.export(tmp_path / "export")
     second = MagiMethod(dataclasses.replace(recipe, init=str(tmp_path / "export")), cache)
-    for name, network in first.networks.items():
-        for key, value in network.state_dict().items():
+    for name in ("dit", "text"):  # the reader is not exported
+        for key, value in first.networks[name].state_dict().items():
             found = second.networks[name].state_dict()[key]
             assert torch.equal(found, value.bfloat16().float()), key
 

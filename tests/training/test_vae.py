@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,13 +16,16 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.engine import Trainer
 from onereel.training.vae import (
     ToyboxVaeRecipe,
+    VaeBatches,
     VaeMethod,
     as_tiles,
+    crowded_episode,
     edge_error,
     pixel_weights,
     psnr,
     saturation,
 )
+from onereel.world import render
 
 
 def test_three_steps_export_and_normalised_latents(
@@ -98,3 +103,19 @@ def test_edge_error_is_blind_to_a_shift_of_brightness_and_sees_a_blur() -> None:
 
 def test_psnr_of_the_full_range() -> None:
     assert psnr(4.0) == pytest.approx(0.0) and psnr(0.004) == pytest.approx(30.0)
+
+
+def test_a_crowded_episode_holds_the_objects_of_several_scenes(
+    tiny_recipe: ToyboxVaeRecipe,
+) -> None:
+    recipe = dataclasses.replace(tiny_recipe, crowd=5)
+    episode = crowded_episode(np.random.default_rng(0), recipe)
+    assert episode.state.shape[1] >= 5
+    assert episode.state.shape[:2] == episode.opacity.shape == episode.rgb.shape[:2]
+    lawful = render(dataclasses.replace(episode, state=episode.state[:, :1], rgb=episode.rgb[:, :1],
+                                        opacity=episode.opacity[:, :1]))  # fmt: skip
+    crowded = render(episode)
+    saturated = [(np.ptp(v.astype(int), axis=-1) > 60).mean() for v in (lawful, crowded)]
+    assert saturated[1] > 2 * saturated[0]
+    batches = VaeBatches(recipe)
+    assert torch.equal(batches[9], VaeBatches(recipe)[9])  # depends on the index alone

@@ -34,6 +34,7 @@ from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.checkpoint import write_atomically
 from onereel.training.data import ToyboxClips
+from onereel.training.scene_maps import scene_maps
 
 CHUNK_FRAMES = 24
 
@@ -85,12 +86,16 @@ class CachedClip:
     Args:
         latent: normalised, [C, T, h, w] with 6 latent frames per chunk.
         images: first frame of every chunk encoded as an image, normalised, [C, N, h, w].
+        maps: what stands where in every latent frame, [M, T, h', w']; see `scene_maps`.
+        image_maps: the same of the images, [M, N, h', w'].
         captions: one per chunk.
         seed: the world's seed, with which the clip can be rendered again.
     """
 
     latent: Tensor
     images: Tensor
+    maps: Tensor
+    image_maps: Tensor
     captions: tuple[str, ...]
     seed: int
 
@@ -147,22 +152,21 @@ def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, *, folder: Path, s
     entries: list[dict[str, Any]] = []
     first = shard * config.shard_size
     for start in range(first, first + config.shard_size, 8):
-        clips = [
-            (index, _render(config, index))
-            for index in range(start, min(start + 8, first + config.shard_size))
-        ]
-        chunks = torch.cat([torch.from_numpy(video) for _, (video, _, _) in clips])
+        indices = range(start, min(start + 8, first + config.shard_size))
+        clips = [_render(config, index) for index in indices]
+        chunks = torch.cat([clip.video for clip in clips])
         if config.images_only:
-            latent = images = encode_images(vae, chunks[:, -1:])
+            latent = images = encode_images(vae, chunks)
         else:
             latent, images = encode_chunks(vae, chunks)
-        sizes = [len(video) for _, (video, _, _) in clips]
-        for (index, (_, captions, seed)), z, z_image in zip(
-            clips, torch.split(latent, sizes), torch.split(images, sizes), strict=True
+        sizes = [len(clip.video) for clip in clips]
+        for index, clip, z, z_image in zip(
+            indices, clips, torch.split(latent, sizes), torch.split(images, sizes), strict=True
         ):
             tensors[f"{index}.latent"] = rearrange(z, "n c t h w -> c (n t) h w").half()
             tensors[f"{index}.images"] = rearrange(z_image, "n c 1 h w -> c n h w").half()
-            entries.append({"index": index, "seed": seed, "captions": captions})
+            tensors[f"{index}.maps"], tensors[f"{index}.image_maps"] = clip.maps, clip.image_maps
+            entries.append({"index": index, "seed": clip.seed, "captions": clip.captions})
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(_weights_file(folder, shard), lambda file: file.write(save(tensors)))
     text = json.dumps(entries).encode()
@@ -170,8 +174,19 @@ def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, *, folder: Path, s
     return len(entries)
 
 
-def _render(config: CacheConfig, index: int) -> tuple[np.ndarray, tuple[str, ...], int]:
-    """Render one clip as chunks: uint8 [N, 24, H, W, 3], captions, the world's seed."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RenderedClip:
+    """Chunks uint8 [N, 24, H, W, 3] (or one frame [1, 1, H, W, 3]) and what is known of them."""
+
+    video: Tensor
+    captions: tuple[str, ...]
+    seed: int
+    maps: Tensor
+    image_maps: Tensor
+
+
+def _render(config: CacheConfig, index: int) -> _RenderedClip:
+    """Render one clip as whole chunks, or one frame of it."""
     clips = ToyboxClips(
         config.seed,
         num_frames=config.num_chunks(index) * CHUNK_FRAMES,
@@ -180,12 +195,24 @@ def _render(config: CacheConfig, index: int) -> tuple[np.ndarray, tuple[str, ...
         timeline_share=config.timeline_share,
     )
     clip = clips[index]
+    video = torch.from_numpy(np.asarray(clip.video))
     if config.images_only:  # objects that appear on the way are there in the second half
         rng = np.random.default_rng(derive_seed(config.seed, "frame", index))
         frame = int(rng.integers(CHUNK_FRAMES // 2, CHUNK_FRAMES))
-        return clip.video[None, frame : frame + 1], tuple(clip.captions), clips.clip_seed(index)
-    video = np.asarray(clip.video).reshape(-1, CHUNK_FRAMES, config.height, config.width, 3)
-    return video, tuple(clip.captions), clips.clip_seed(index)
+        video = video[None, frame : frame + 1]
+        maps = scene_maps(clip.episode, [frame])
+        image_maps = maps.clone()  # a file holds no tensor twice
+    else:
+        maps = scene_maps(clip.episode, range(2, len(video), 4))  # the third of four frames
+        image_maps = scene_maps(clip.episode, range(0, len(video), CHUNK_FRAMES))
+        video = rearrange(video, "(n f) h w c -> n f h w c", f=CHUNK_FRAMES)
+    return _RenderedClip(
+        video=video,
+        captions=tuple(clip.captions),
+        seed=clips.clip_seed(index),
+        maps=maps,
+        image_maps=image_maps,
+    )
 
 
 def _weights_file(folder: Path, shard: int) -> Path:
@@ -326,6 +353,8 @@ class LatentCache:
         return CachedClip(
             latent=file.get_tensor(f"{index}.latent"),
             images=file.get_tensor(f"{index}.images"),
+            maps=file.get_tensor(f"{index}.maps"),
+            image_maps=file.get_tensor(f"{index}.image_maps"),
             captions=tuple(entry["captions"]),
             seed=entry["seed"],
         )

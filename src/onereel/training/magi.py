@@ -6,15 +6,17 @@ up to six chunks with one image batch in every few. The T5 encoder is trained al
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from onereel.core.errors import ConfigError
@@ -32,6 +34,7 @@ from onereel.training.engine import Method, Stream, TrainerConfig, step_generato
 from onereel.training.latent_cache import LatentCache
 from onereel.training.magi_layout import Layout, random_times, sample_layout, sample_times
 from onereel.training.optim import build_optimizers
+from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import sample_captions
 
 WIDTH = 6  # latent frames per chunk
@@ -65,6 +68,8 @@ class ToyboxMagiRecipe:
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
         drop_share: share of items trained with the null caption.
+        map_weight: weight of reading the scene maps; 0 for plain flow matching.
+        map_block: the maps are read behind this block, counted from 0.
         init: folder of a run's export to start from, or empty.
         lr: AdamW's learning rate.
         matrix_lr: Muon's learning rate for the blocks' matrices.
@@ -85,6 +90,8 @@ class ToyboxMagiRecipe:
     t2v_share: float = 0.65
     i2v_share: float = 0.4
     drop_share: float = 0.1
+    map_weight: float = 0.3
+    map_block: int = 3
     init: str = ""
     lr: float = 1.5e-3
     matrix_lr: float = 3e-3
@@ -140,7 +147,8 @@ class MagiBatches:
 
         Returns:
             `latent` [B, C, T, h, w], `given` [B, C, 1, h, w] with the first frame as an image,
-            `captions` per item and chunk, and the `layout`, None for single frames.
+            `maps` [B, M, T, h', w'], `captions` per item and chunk, and the `layout`, None for
+            single frames.
         """
         rng = np.random.default_rng(derive_seed(self.seed, "batch", index))
         if self.is_image(index):
@@ -156,21 +164,28 @@ class MagiBatches:
 
     def images(self, items: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
         """Gather single frames: the first frame of a random chunk of each clip."""
-        frames, captions = [], []
+        frames, captions, maps = [], [], []
         for item in items:
             clip = self.cache[item] if self.pictures is None else self.pictures[item]
             # Early chunks show what the caption says; later ones may have lost it.
             chunk = int(rng.integers(0, min(2, len(clip.captions))))
             frames.append(clip.images[:, chunk : chunk + 1])
+            maps.append(clip.image_maps[:, chunk : chunk + 1])
             captions.append(clip.captions[chunk : chunk + 1])
         latent = torch.stack(frames).float()
-        return {"latent": latent, "given": latent, "captions": captions, "layout": None}
+        return {
+            "latent": latent,
+            "given": latent,
+            "maps": torch.stack(maps),
+            "captions": captions,
+            "layout": None,
+        }
 
     def pieces(
         self, items: Sequence[int], layout: Layout, *, rng: np.random.Generator
     ) -> dict[str, Any]:
         """Gather pieces of one layout; those without clean chunks start where their clip does."""
-        latents, given, captions = [], [], []
+        latents, given, captions, maps = [], [], [], []
         for item in items:
             clip = self._long_enough(item, layout.num_chunks)
             spare = len(clip.captions) - layout.num_chunks
@@ -178,10 +193,12 @@ class MagiBatches:
             stop = start + layout.num_chunks
             latents.append(clip.latent[:, WIDTH * start : WIDTH * stop])
             given.append(clip.images[:, start : start + 1])
+            maps.append(clip.maps[:, WIDTH * start : WIDTH * stop])
             captions.append(clip.captions[start:stop])
         return {
             "latent": torch.stack(latents).float(),
             "given": torch.stack(given).float(),
+            "maps": torch.stack(maps),
             "captions": captions,
             "layout": layout,
         }
@@ -227,11 +244,13 @@ class MagiMethod(Method):
         _initialise(self.dit)
         if recipe.init:
             _copy_weights(self.dit, self.text, Path(recipe.init))
-        self.networks = {"dit": self.dit, "text": self.text}
+        # Reads the maps in the middle; training only, never exported.
+        self.reader = nn.Linear(self.dit.proj_out.in_features, NUM_MAPS + 2)
+        self.networks = {"dit": self.dit, "text": self.text, "reader": self.reader}
         self.ema_names = ("dit", "text")
         self.optimizers = {
             name: optimizer
-            for part in ("dit", "text")
+            for part in ("dit", "text", "reader")
             for name, optimizer in build_optimizers(
                 self.networks[part], lr=recipe.lr, matrix_lr=recipe.matrix_lr, name=part
             ).items()
@@ -251,9 +270,10 @@ class MagiMethod(Method):
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the flow-matching loss of one batch."""
-        loss = self._loss(batch, step_generator(self.seed, step))
+        flow, maps = self._losses(batch, step_generator(self.seed, step))
         kind = "image" if batch["layout"] is None else "video"
-        return {"loss": loss, f"{kind}_loss": loss.detach()}
+        parts = {f"{kind}_loss": flow.detach(), f"{kind}_maps": maps.detach()}
+        return {"loss": flow + self.recipe.map_weight * maps, **parts}
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure the loss on fixed pieces with fixed noise."""
@@ -261,8 +281,11 @@ class MagiMethod(Method):
         losses = {}
         for name, batch in zip(("image", "start", "continue"), self.validation, strict=True):
             with torch.autocast(self.dit.device.type, dtype=torch.bfloat16):
-                loss = self._loss(batch, step_generator(self.seed, 0, tag=f"validation-{name}"))
-            losses[f"val_{name}"] = float(loss)
+                generator = step_generator(self.seed, 0, tag=f"validation-{name}")
+                flow, maps = self._losses(batch, generator)
+            losses[f"val_{name}"] = float(flow)
+            if self.recipe.map_weight > 0:
+                losses[f"val_{name}_maps"] = float(maps)
         return losses
 
     def export(self, folder: Path) -> None:
@@ -286,8 +309,8 @@ class MagiMethod(Method):
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
 
-    def _loss(self, batch: Any, generator: torch.Generator) -> Tensor:
-        """Corrupt, predict, and compare on the frames that are not given."""
+    def _losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Corrupt, predict, and compare on the frames that are not given: velocity and maps."""
         latent, layout = batch["latent"], batch["layout"]
         size = latent.shape[0]
         if layout is None:
@@ -314,16 +337,25 @@ class MagiMethod(Method):
         text, mask = self._text(batch["captions"], layout, dropped.tolist())
         rows = dropped[:, None].expand(-1, layout.num_chunks).clone()
         rows[:, : layout.num_clean] |= clean_dropped[:, None]
-        velocity = self.dit(
-            x,
-            times.to(device),
-            text,
-            mask,
-            kv_range=layout.kv_range(),
-            caption_dropout=rows.to(device),
-        ).sample
+        reads = self.recipe.map_weight > 0
+        block = self.dit.blocks[self.recipe.map_block] if reads else None
+        with _output_of(block) as outputs:
+            velocity = self.dit(
+                x,
+                times.to(device),
+                text,
+                mask,
+                kv_range=layout.kv_range(),
+                caption_dropout=rows.to(device),
+            ).sample
         error = (velocity - (latent - noise)).square().mean(dim=(1, 3, 4), keepdim=True)
-        return (error * weight).sum() / weight.sum()
+        loss = (error * weight).sum() / weight.sum()
+        if not reads:
+            return loss, torch.zeros_like(loss)
+        maps = batch["maps"].to(device)
+        t, h, w = maps.shape[2:]
+        read = rearrange(self.reader(outputs[0]), "b (t h w) m -> b t h w m", t=t, h=h, w=w)
+        return loss, map_loss(read, maps, weight=weight[:, 0, :, 0, 0])
 
     def _text(
         self, captions: Sequence[Sequence[str]], layout: Layout, dropped: Sequence[bool]
@@ -353,6 +385,20 @@ class MagiMethod(Method):
         if caption not in self.ids:
             self.ids[caption] = list(self.tokenizer(caption).input_ids)
         return self.ids[caption]
+
+
+@contextlib.contextmanager
+def _output_of(block: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect the tokens that a block returns while the `with` block runs; nothing of None."""
+    outputs: list[Tensor] = []
+    if block is None:
+        yield outputs
+        return
+    handle = block.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def _initialise(dit: Magi1Transformer3DModel) -> None:

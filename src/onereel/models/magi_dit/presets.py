@@ -33,10 +33,10 @@ _TOYBOX: dict[str, Any] = {
     "num_attention_heads": 8,
     "attention_head_dim": 32,
     "num_kv_heads": 2,
-    "in_channels": 12,
-    "out_channels": 12,
+    "in_channels": 16,
+    "out_channels": 16,
     "cross_attention_dim": 128,
-    "ffn_dim": 496,
+    "ffn_dim": 384,
     "caption_max_length": 128,
 }
 

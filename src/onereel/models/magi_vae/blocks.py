@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from onereel.core.errors import ConfigError
+from onereel.nn.attention import attend
 
 Grid = tuple[int, int, int]
 
@@ -129,7 +130,8 @@ class VaeAttention(nn.Module):
         ]
         if self.normalize:
             heads = [normalize_heads(part) for part in heads]  # values too
-        out = F.scaled_dot_product_attention(*heads)
+        query, key, value = heads
+        out = attend(query, key, value=value)
         out = self.to_out[0](rearrange(out, "b n l e -> b l (n e)"))
         assert isinstance(out, torch.Tensor)
         return out
