@@ -17,7 +17,7 @@ from onereel.core.errors import ConfigError, ShapeError
 Points = npt.NDArray[np.number[Any]]
 
 GRID = 10
-_EDGE_POINTS = 1
+EDGE_POINTS = 1
 _STILL = 0.005  # of the frame's short side, per edge
 _NOTHING = "None"
 
@@ -43,13 +43,16 @@ _VERTICAL = {**_SHARED, ("up", "down"): "zoom_in", ("down", "up"): "zoom_out"}
 _HORIZONTAL = {**_SHARED, ("left", "right"): "zoom_in", ("right", "left"): "zoom_out"}
 
 
-def camera_moves(first: Points, last: Points, *, size: tuple[int, int]) -> set[str]:
+def camera_moves(
+    first: Points, last: Points, *, size: tuple[int, int], edge_points: int = EDGE_POINTS
+) -> set[str]:
     """Name the camera's movements.
 
     Args:
         first: (x, y) of a grid of points in the first frame, [rows, columns, 2], in pixels.
         last: where they are in the last frame.
         size: (height, width) of the frames.
+        edge_points: how many points in the middle of each edge count.
 
     Returns:
         Names of `MOVES`, "static" only alone; {"None"} when nothing was recognised.
@@ -61,7 +64,7 @@ def camera_moves(first: Points, last: Points, *, size: tuple[int, int]) -> set[s
         got = f"{list(first.shape)} and {list(last.shape)}"
         raise ShapeError("points", expected="two grids of shape [rows, columns, 2]", got=got)
     step = np.asarray(last, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    rows, columns = (_edge_slice(length) for length in first.shape[:2])
+    rows, columns = (_edge_slice(length, edge_points) for length in first.shape[:2])
     limit = _STILL * min(size)
     top, bottom = (_directions(step[row, columns], limit) for row in (0, -1))
     left, right = (_directions(step[rows, column], limit) for column in (0, -1))
@@ -90,10 +93,9 @@ def wanted_move(prompt: str) -> str:
     raise ConfigError("prompt", expected=f"one that ends with one of {list(_PHRASES)}", got=prompt)
 
 
-def _edge_slice(length: int) -> slice:
-    """The middle of an edge; with an even number of points the later of the two."""
-    half = _EDGE_POINTS / 2
-    return slice(math.ceil(length / 2 - half), math.ceil(length / 2 + half))
+def _edge_slice(length: int, count: int) -> slice:
+    """The middle of an edge; what does not fit in the middle lies one further."""
+    return slice(math.ceil((length - count) / 2), math.ceil((length + count) / 2))
 
 
 def _directions(steps: npt.NDArray[np.float64], limit: float) -> list[str]:

@@ -112,7 +112,9 @@ def image_consistency(reference: Features, features: Features) -> float:
     """
     _check_features(features)
     if reference.shape != features.shape[1:]:
-        raise ShapeError("reference", expected=str(list(features.shape[1:])), got=list(reference.shape))
+        raise ShapeError(
+            "reference", expected=str(list(features.shape[1:])), got=list(reference.shape)
+        )
     if len(features) < 2:
         return float("nan")
     match = cosine(reference[None], features)

@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -18,10 +18,8 @@ from torch import Tensor
 
 from onereel.evaluation.networks.raft import pad_frames
 from onereel.evaluation.vbench.features import Pixels, absolute_difference
+from onereel.evaluation.vbench.networks import PairNetwork
 from onereel.evaluation.vbench.preprocess import to_tensor
-
-# Two frames [1, 3, H, W] in, what lies between them or the flow [1, 2, H, W] out.
-PairNetwork = Callable[[Tensor, Tensor], Tensor]
 
 _PADDING = 16  # what the official interpolator needs
 _SAMPLED_FPS = 8
@@ -64,7 +62,8 @@ def midpoint(first: Pixels, second: Pixels, *, interpolate: PairNetwork) -> Pixe
     height, width = first.shape[:2]
     pair = to_tensor(np.stack((first, second))) / 255
     padded, (top, left) = pad_frames(pair, _PADDING)
-    guess = interpolate(padded[:1], padded[1:]).detach().to("cpu", torch.float32)
+    with torch.inference_mode():
+        guess = interpolate(padded[:1], padded[1:]).to("cpu", torch.float32)
     guess = guess[0, :, top : top + height, left : left + width]
     levels = (guess * 255).clamp(0, 255).to(torch.uint8)
     return np.asarray(levels.permute(1, 2, 0).numpy(), dtype=np.uint8)
@@ -93,7 +92,7 @@ def flow_strength(flow: Tensor, share: float = _MOVING) -> float:
     Returns:
         Mean length of that share in pixels; at least one pixel counts.
     """
-    lengths = torch.linalg.vector_norm(flow[0].detach().to("cpu", torch.float32), dim=0).flatten()
+    lengths = torch.linalg.vector_norm(flow[0].to("cpu", torch.float32), dim=0).flatten()
     count = max(1, int(share * lengths.numel()))
     return float(lengths.topk(count).values.double().mean())
 
@@ -112,7 +111,9 @@ def pair_strengths(frames: Pixels, flow: PairNetwork, *, share: float = _MOVING)
     """
     for first, second in pairwise(range(len(frames))):
         padded, _ = pad_frames(to_tensor(frames[[first, second]]))
-        yield flow_strength(flow(padded[:1], padded[1:]), share)
+        with torch.inference_mode():
+            field = flow(padded[:1], padded[1:])
+        yield flow_strength(field, share)
 
 
 def moving_threshold(height: int, width: int) -> float:
