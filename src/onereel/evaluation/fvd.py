@@ -127,10 +127,7 @@ def evaluate_fvd(
         Unterthiner et al., Towards Accurate Generative Models of Video (2018).
     """
     config = config or FvdConfig()
-    path, called = None, network
-    if isinstance(network, str | Path):
-        path = Path(network)
-        called = load_i3d(path, convention=config.convention, device=config.device)
+    called, path = _resolved(network, config)
     extractor = Extractor(
         select=lambda video: select_frames(video, config=config),
         extract=lambda batch: video_features(batch, network=called, config=config),
@@ -144,6 +141,16 @@ def evaluate_fvd(
     return compare_sets(
         real, fake, extractor=extractor, kinds=("fvd", "kvd"), mmd=config.mmd, progress=progress
     )
+
+
+def _resolved(
+    network: str | Path | VideoNetwork, config: FvdConfig
+) -> tuple[VideoNetwork, Path | None]:
+    """The network and its file."""
+    if not isinstance(network, str | Path):
+        return network, None
+    path = Path(network)
+    return load_i3d(path, convention=config.convention, device=config.device), path
 
 
 def load_i3d(

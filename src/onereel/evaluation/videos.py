@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _ARRAY_NAMES = ("frames", "video", "arr_0")
 _MAX_LISTED = 10
 _GIF_TRAILER = b";"
+# Rounding of times to milliseconds, and a last frame whose length is not stored.
+_TOLERATED_FRAMES = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,7 +318,16 @@ def _read_file(path: Path) -> tuple[Pixels, Fraction | None]:
     info = probe(path)
     if not info.has_video:
         raise MediaError(f"{path} holds no video", hint="give a file with a video stream")
-    return read_video(path, height=info.height, width=info.width, fps=info.fps), info.fps
+    frames = read_video(path, height=info.height, width=info.width, fps=info.fps)
+    declared = info.duration_s * float(info.fps)
+    if len(frames) < declared - _TOLERATED_FRAMES:
+        raise MediaError(
+            f"video {path} is cut off",
+            expected=f"{round(declared)} frames as it declares",
+            got=f"{len(frames)} frames",
+            hint="copy or download it again",
+        )
+    return frames, info.fps
 
 
 def _read_gif(path: Path) -> tuple[Pixels, Fraction | None]:
@@ -356,7 +367,8 @@ def _read_images(folder: Path) -> tuple[Pixels, Fraction | None]:
 def _read_array(path: Path) -> tuple[Pixels, Fraction | None]:
     require_file(path, "video")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        # A file of our own: numpy leaves its own open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             names = [name for name in _ARRAY_NAMES if name in data.files]
             if len(names) != 1:
                 got = ", ".join(data.files) or "nothing"
