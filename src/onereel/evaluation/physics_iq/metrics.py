@@ -91,7 +91,24 @@ def shrink_mask(mask: Mask, *, height: int, width: int) -> Mask:
     """
     if not mask.any():
         return np.zeros((height, width), np.bool_)
-    return resize(mask.astype(np.uint8) * np.uint8(255), height=height, width=width) > _ON
+    return shrink_levels(mask.astype(np.uint8) * np.uint8(255), height=height, width=width)
+
+
+def shrink_levels(levels: Frame, *, height: int, width: int) -> Mask:
+    """Resize a mask that is stored as black and white.
+
+    Args:
+        levels: uint8 [H, W], 0 and 255, or what a codec made of them.
+        height: rows wanted.
+        width: columns wanted.
+
+    Returns:
+        bool [height, width].
+
+    Source:
+        spec/evaluation.md 1.4.
+    """
+    return resize(levels, height=height, width=width) > _ON
 
 
 def make_clip(video: Video, *, size: tuple[int, int] | None = None) -> Clip:
