@@ -16,6 +16,7 @@ from onereel.evaluation.toybox.tracks import Bools, Floats, Ints, Track, Trackin
 from onereel.world import SHAPES
 
 MIN_FRAMES = 3  # shorter tracks are flicker, not objects
+_EDGE_SHARE = 0.6  # of the radius; no shape in full sight has its centroid so near the frame's edge
 _CONTACT_SHARE = 1.5 / 64  # of the canvas: 1.5 px at 64 px, and in scale on larger ones
 
 
@@ -27,7 +28,8 @@ class Chain:
         colour: palette name.
         shape: of most frames, None when it was never seen whole.
         seen: whether it is detected, [F].
-        cut: whether it touches the frame's edge, [F].
+        cut: whether part of it is out of sight, [F].
+        leaving: whether most of it is beyond the frame's edge, [F].
         screen: centroid on the screen in pixels, [F, 2].
         world: centroid in world coordinates in pixels, [F, 2].
         r: radius in world pixels, [F].
@@ -38,6 +40,7 @@ class Chain:
     shape: str | None
     seen: Bools
     cut: Bools
+    leaving: Bools
     screen: Floats
     world: Floats
     r: Floats
@@ -54,7 +57,7 @@ class Chain:
 
     @property
     def radius(self) -> float:
-        """Take the median radius of the frames in which the frame's edge does not cut it.
+        """Take the median radius of the frames in which all of it is in sight.
 
         Returns:
             World pixels; of all frames when every one is cut, NaN when there is none.
@@ -164,16 +167,21 @@ def _join(tracking: Tracking, group: list[int]) -> Chain:
         if track.shape is not None:
             votes[track.shape] = votes.get(track.shape, 0) + len(track.frames)
     zoom = tracking.camera[:, 2]
-    return Chain(
+    chain = Chain(
         colour=tracking.tracks[group[0]].colour,
         shape=max(SHAPES, key=lambda s: votes.get(s, 0)) if votes else None,
         seen=number >= 0,
         cut=cut,
+        leaving=np.zeros(num, dtype=bool),
         screen=screen,
         world=_to_world(screen, tracking),
         r=r / zoom,
         track=number,
     )
+    far = np.array([tracking.width, tracking.height]) - screen
+    with np.errstate(invalid="ignore"):
+        near = np.minimum(screen, far).min(axis=1) <= _EDGE_SHARE * chain.radius * zoom
+    return replace(chain, leaving=near)
 
 
 def _to_world(screen: Floats, tracking: Tracking) -> Floats:
@@ -197,14 +205,14 @@ def in_existence(chain: Chain, *, moving_camera: bool, hidden: int = 0) -> Bools
     frames = np.flatnonzero(chain.seen)
     if not len(frames):
         return there
-    if moving_camera and chain.cut[frames[:2]].any():
+    if moving_camera and chain.leaving[frames[:2]].any():
         there[: frames[0]] = True
-    if moving_camera and chain.cut[frames[-2:]].any():
+    if moving_camera and chain.leaving[frames[-2:]].any():
         there[frames[-1] :] = True
     elif hidden:
         there[frames[-1] : frames[-1] + hidden + 1] = True
     for before, after in zip(frames[:-1], frames[1:], strict=True):
-        at_edge = moving_camera and bool(chain.cut[max(before - 1, 0) : before + 1].any())
+        at_edge = moving_camera and bool(chain.leaving[max(before - 1, 0) : before + 1].any())
         if at_edge or after - before <= hidden + 1:
             there[before:after] = True
     return there

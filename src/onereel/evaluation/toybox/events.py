@@ -189,7 +189,7 @@ def _hidden(stage: Stage) -> bool:
         before, after = frames[i], frames[i + 1]
         way = along * (mover.world[after, 0] - mover.world[before, 0])
         back = mover.seen[after : after + 2 * _STEADY].sum() >= _STEADY
-        if way >= 0.12 * stage.width and not mover.cut[before] and back:
+        if way >= 0.12 * stage.width and not mover.leaving[before] and back:
             return mover.shape == stage.spec.objects[0].shape
     return False
 
@@ -231,7 +231,7 @@ def vanish_frame(chain: Chain) -> int | None:
     """
     frames = np.flatnonzero(chain.seen)
     last = int(frames[-1]) if len(frames) else 0
-    gone = len(frames) > 0 and last < len(chain.seen) - _STEADY and not chain.cut[last]
+    gone = len(frames) > 0 and last < len(chain.seen) - _STEADY and not chain.leaving[last]
     return last + 1 if gone else None
 
 
@@ -246,7 +246,7 @@ def appear_frame(chain: Chain) -> int | None:
     """
     frames = np.flatnonzero(chain.seen)
     first = int(frames[0]) if len(frames) else 0
-    return first if first >= _STEADY and not chain.cut[first] else None
+    return first if first >= _STEADY and not chain.leaving[first] else None
 
 
 def _appeared(stage: Stage) -> bool:
