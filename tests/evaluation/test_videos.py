@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,8 +66,6 @@ def test_every_format_gives_its_frames_and_rate(tmp_path: Path) -> None:
 
 
 def test_a_webm_is_read(tmp_path: Path) -> None:
-    import av
-
     path = tmp_path / "a.webm"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libvpx-vp9", rate=25)
@@ -180,6 +179,22 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(data[: len(data) * 2 // 3])
         with pytest.raises(MediaError, match=path.name):
             load_video(path)
+
+
+def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 24, 16, "yuv420p"
+        sound = container.add_stream("aac", rate=8000)
+        for frame in _frames(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.copy(), "rgb24")))
+        container.mux(stream.encode(None))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    assert len(load_video(path).frames) == 6
 
 
 def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def _read_file(path: Path) -> tuple[Pixels, Fraction | None]:
         raise MediaError(f"{path} holds no video", hint="give a file with a video stream")
     frames = read_video(path, height=info.height, width=info.width, fps=info.fps)
     declared = info.duration_s * float(info.fps)
-    if len(frames) < declared - _TOLERATED_FRAMES:
+    if _tells_duration(path) and len(frames) < declared - _TOLERATED_FRAMES:
         raise MediaError(
             f"video {path} is cut off",
             expected=f"{round(declared)} frames as it declares",
@@ -328,6 +328,15 @@ def _read_file(path: Path) -> tuple[Pixels, Fraction | None]:
             hint="copy or download it again",
         )
     return frames, info.fps
+
+
+def _tells_duration(path: Path) -> bool:
+    """Whether the declared duration is the video's: some containers give only that of all streams.
+
+    `read_video` itself accepts half a second less, which is a lot for a short video.
+    """
+    with av.open(str(path)) as container:
+        return len(container.streams) == 1 or bool(container.streams.video[0].duration)
 
 
 def _read_gif(path: Path) -> tuple[Pixels, Fraction | None]:
