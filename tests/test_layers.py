@@ -36,7 +36,7 @@ TOP = ("__init__", "__main__")
 IMPORT_NAMES = {"pillow": "PIL", "beautifulsoup4": "bs4"}
 # Used when found, never installed by us (docs/dependencies.md): attention backends, and the client
 # that diffusers and transformers bring along.
-FOUND = {"flash_attn", "sageattention", "huggingface_hub"}
+FOUND = {"flash_attn", "sageattention", "huggingface_hub", "torchmetrics"}
 FORBIDDEN = {"torchvision", "timm"}
 
 
