@@ -281,14 +281,15 @@ def rests(chain: Chain, start: int = 0) -> bool:
         start: first frame that is looked at.
 
     Returns:
-        True when it drifts by less than 0.1 px per frame and never strays by half its radius.
+        True when it drifts by less than 0.1 px per frame and never strays by three
+        quarters of its radius.
     """
     path = chain.world[start:][chain.seen[start:]]
     if len(path) < _STEADY:
         return False
     drift = np.hypot(*(path[-_STEADY:].mean(axis=0) - path[:_STEADY].mean(axis=0)))
     stray = np.hypot(*(path - np.median(path, axis=0)).T).max()
-    return bool(drift < STILL_PX * len(path) and stray < 0.5 * chain.radius)
+    return bool(drift < STILL_PX * len(path) and stray < 0.75 * chain.radius)
 
 
 def _rested(stage: Stage, late: int) -> bool:

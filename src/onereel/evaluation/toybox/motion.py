@@ -21,7 +21,7 @@ from onereel.world import COLOURS, SHAPES, SPEEDS, Episode, reach, screen_positi
 HORIZONS_S = (1, 2, 5)
 SECONDS = (1, 2, 3, 4, 5)
 MOTION_SCORES = (
-    *("ade", "fde", *(f"ade@{s}s" for s in HORIZONS_S), "miss_rate"),
+    *("ade", "fde", *(f"ade@{s}s" for s in HORIZONS_S), "ade_position", "miss_rate"),
     *("ade_freeze", "nade", "ade_cv", "skill", "horizon", "seam_jump"),
     *(f"v_err@{s}s" for s in SECONDS),
     *(f"dir_err@{s}s" for s in SECONDS),
@@ -77,7 +77,8 @@ def motion_scores(tracking: Tracking, episode: Episode, *, start: int) -> dict[s
         start: first frame that was made, at least 1.
 
     Returns:
-        `MOTION_SCORES` by name. Distances are in canvas heights, `horizon` in seconds, `dir_err` in
+        `MOTION_SCORES` by name. Objects are matched by colour and shape, for `ade_position` by their
+        positions alone. Distances are in canvas heights, `horizon` in seconds, `dir_err` in
         degrees, `seam_jump` in px per frame squared. `nade` is 0 for the truth and 1 for a still,
         `skill` is 1 for the truth and 0 for constant velocity. NaN where a score does not apply.
 
@@ -96,6 +97,8 @@ def motion_scores(tracking: Tracking, episode: Episode, *, start: int) -> dict[s
     for seconds in HORIZONS_S:
         if frames >= seconds * side.fps:
             scores[f"ade@{seconds}s"] = _mean(errors[: seconds * side.fps + 1])
+    blind = compare(tracking, episode, start=start, by_position=True)
+    scores["ade_position"] = _mean(_errors(blind, blind.followed))
     scores["miss_rate"] = _mean(np.where(side.judged, np.isnan(side.found[..., 0]), np.nan))
     scores["ade_freeze"] = _mean(_errors(side, side.freeze))
     scores["ade_cv"] = _mean(_errors(side, side.coast)) if side.turned else NAN
@@ -147,13 +150,16 @@ def spread_scores(
     }
 
 
-def compare(tracking: Tracking, episode: Episode, *, start: int) -> Comparison:
+def compare(
+    tracking: Tracking, episode: Episode, *, start: int, by_position: bool = False
+) -> Comparison:
     """Lay a video beside the truth.
 
     Args:
         tracking: of the whole video, given frames in front.
         episode: the true scene.
         start: first frame that was made, at least 1.
+        by_position: match objects by where they are, whatever they look like.
 
     Returns:
         Positions from frame `start - 1` on.
@@ -170,7 +176,7 @@ def compare(tracking: Tracking, episode: Episode, *, start: int) -> Comparison:
     true = np.stack([x, y], axis=-1)
     whole = _whole(episode, true=true, radius=r)
     clear = np.where(whole[..., None], true, np.nan)
-    found = _match(tracking, episode, true=clear)
+    found = _match(tracking, episode, true=clear, by_position=by_position)
     part = slice(start - 1, stop)
     judged = whole[part].copy()
     judged[0] = False
@@ -204,7 +210,7 @@ def _whole(episode: Episode, *, true: Floats, radius: Floats) -> Bools:
     return whole
 
 
-def _match(tracking: Tracking, episode: Episode, *, true: Floats) -> Floats:
+def _match(tracking: Tracking, episode: Episode, *, true: Floats, by_position: bool) -> Floats:
     """Give every true object the detections of its colour, its shape first, then the nearest."""
     chains = build_chains(tracking)
     num_frames, num_objects = true.shape[:2]
@@ -216,8 +222,8 @@ def _match(tracking: Tracking, episode: Episode, *, true: Floats) -> Floats:
     cost = np.full((len(pairs), len(chains)), np.inf)
     for row, (i, colour) in enumerate(pairs):
         for k, chain in enumerate(chains):
-            if chain.colour == COLOURS[colour]:
-                other = chain.shape != SHAPES[int(episode.state[0, i, 6])]
+            if by_position or chain.colour == COLOURS[colour]:
+                other = chain.shape != SHAPES[int(episode.state[0, i, 6])] and not by_position
                 cost[row, k] = float(other) + _apart(chain, true[:, i]) / tracking.height
     found = np.full(true.shape, np.nan)
     for (i, _), choice in zip(pairs, assign(cost), strict=True):
