@@ -46,11 +46,12 @@ def evaluate_folder(
     Args:
         dataset: the real videos.
         folder: the model's videos, `{id}_{anything}.mp4`; nothing in it is changed.
-        output: where `results/{folder's name}.csv`, the official table, goes; None writes none.
+        output: where `results/{folder's name}.csv`, the official table, goes, in
+            place of an earlier one; None writes none.
         cache: folder where masks are kept under a hash of their video's bytes; None keeps none.
         mask_codec: "mp4v" sends masks through a lossy file as the official tool does.
         real_masks: "files" takes the published masks of the real videos.
-        workers: processes; each needs about 0.5 GB for 4K videos.
+        workers: processes; each needs about 0.6 GB for 4K videos.
         progress: is told (views done, views in all, last view) after each view.
 
     Returns:

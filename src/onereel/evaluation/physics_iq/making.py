@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onereel.core.errors import MediaError
-from onereel.evaluation.generate import Order, VideoMaker
 from onereel.evaluation.physics_iq.protocol import GenerationJob
 from onereel.media import VideoWriter, load_image, read_video
+
+if TYPE_CHECKING:
+    from onereel.evaluation.generate import Order, VideoMaker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,8 @@ class MakerGenerate:
 
     def _order(self, job: GenerationJob) -> tuple[Order, int]:
         """What to make, and how many frames in front of it are not new."""
+        from onereel.evaluation.generate import Order  # brings torch along
+
         if job.image is not None:
             given = load_image(job.image, height=self.height, width=self.width)[None]
             skip = self.picture_frames

@@ -55,7 +55,7 @@ class MaskCache:
             is damaged and they have to be made again.
         """
         try:
-            with np.load(self._path(key)) as archive:
+            with self._path(key).open("rb") as file, np.load(file) as archive:
                 return np.asarray(archive["masks"], np.uint8)
         except (OSError, KeyError, ValueError, EOFError, BadZipFile):
             return None
