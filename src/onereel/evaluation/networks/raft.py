@@ -323,7 +323,7 @@ def load_raft(path: str | Path, *, device: str | torch.device = "cpu") -> Raft:
         network.load_state_dict(official_weights(saved), strict=True)
     except (RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: not the weights of RAFT ({error})",
+            f"{path}: not the weights of RAFT ({' '.join(str(error).split())})",
             hint="take raft-things.pth of the authors' models.zip; the small variant does not fit",
         ) from error
     return network.eval().requires_grad_(False).to(device)

@@ -353,9 +353,13 @@ def _raft_flow(section: Index, arrays: Arrays) -> Iterator[CaseResult]:
     padded, _ = pad_frames(preprocess.to_tensor(arrays["raft|frames"]))
     if "padded" in section:
         yield _same("raft padded", [1, *padded.shape[1:]], section["padded"])
-    network = Raft()
-    network.load_state_dict(official_weights(rule_weights(section["keys"])), strict=True)
-    network.eval().requires_grad_(False)
+    network = Raft().eval().requires_grad_(False)
+    try:
+        network.load_state_dict(official_weights(rule_weights(section["keys"])), strict=True)
+    except RuntimeError as error:
+        note = " ".join(str(error).split())
+        yield CaseResult("raft flow", False, float("inf"), 0.0, note)
+        return
     steps = sorted({int(k.split("_")[1]) for k in arrays if re.fullmatch(r"raft\|\w+_\d+", k)})
     for num in steps:
         low, up = network(padded[:1], padded[1:], num)
