@@ -127,7 +127,8 @@ def evaluate_folder(
             `custom_samples` gave.
         dimensions: names of `DIMENSIONS`.
         networks: the networks at hand; a dimension that lacks one is reported as not computed.
-        known: scores of an earlier run, which are not computed again.
+        known: scores of an earlier run, which are not computed again; the caller vouches that the
+            videos have not changed since.
         read: reads one video.
         progress: called with (scores done, scores in all, what is being scored).
         on_score: called with every new score, so that the caller can save it.
