@@ -153,7 +153,8 @@ def _bounced(stage: Stage) -> bool:
     mover = _mover(stage)
     turns = turns_up(mover.world[:, 1], turn_px(mover.radius))
     lowest = bottom(mover, stage.spec.objects[0].shape)
-    return bool(np.any(np.abs(lowest[turns] - stage.ground) <= stage.slack))
+    around = (turns[:, None] + np.arange(-2, 3)).clip(0, len(lowest) - 1)
+    return bool(np.any(np.abs(lowest[around] - stage.ground) <= stage.slack))
 
 
 def _collided(stage: Stage) -> bool:
@@ -173,9 +174,12 @@ def _collided(stage: Stage) -> bool:
 def _fell(stage: Stage) -> bool:
     mover = _mover(stage)
     for flight in flights(mover.world, stage.touching(mover), radius=mover.radius):
-        drop = np.ptp(mover.world[flight.frames, 1])
+        drop = np.nanmax(mover.world[flight.frames, 1]) - np.nanmin(mover.world[flight.frames, 1])
         falls = flight.end_speed > abs(flight.start_speed)
-        if flight.acceleration >= 0.5 * stage.gravity and falls and drop >= mover.radius:
+        # a rebound from above bends a path downwards too, but not into a parabola
+        smooth = flight.residual <= 0.3 + 0.03 * drop
+        strong = flight.acceleration >= 0.5 * stage.gravity
+        if falls and smooth and strong and drop >= mover.radius:
             return True
     return False
 
@@ -201,9 +205,9 @@ def _slid_and_stopped(stage: Stage) -> bool:
     if len(frames) < stage.fps // 2:
         return False
     x = mover.world[frames, 0] * DIRECTIONS[stage.spec.direction or "right"][0]
-    third = max(len(x) // 4, 4)
-    fast, slow = _rate(x[:third]), _rate(x[-third:])
-    if fast <= STILL_PX or x[-1] - x[0] < mover.radius:
+    part = max(len(x) // 4, 4)
+    fast, slow = _rate(x[:part]), _rate(x[-part:])
+    if fast <= STILL_PX or x[-1] - x[0] < mover.radius or not _slows(x):
         return False
     if slow <= max(0.1 * fast, STILL_PX):
         return True
@@ -214,6 +218,13 @@ def _slid_and_stopped(stage: Stage) -> bool:
         return False
     room = stage.width - x[0] if x[0] > 0 else -x[0]
     return bool(-speed * speed / (4 * curve) <= room)
+
+
+def _slows(x: Floats) -> bool:
+    """Tell whether the second half of the way takes longer; what runs into something does not."""
+    way = (x - x[0]) / (x[-1] - x[0])
+    middle, end = np.argmax(way >= 0.5), np.argmax(way >= 0.98)
+    return bool(end - middle > 1.05 * middle)
 
 
 def _rate(values: Floats) -> float:
@@ -293,8 +304,17 @@ def rests(chain: Chain, start: int = 0) -> bool:
 
 
 def _rested(stage: Stage, late: int) -> bool:
-    still = np.abs(np.median(np.diff(stage.camera[:, :2], axis=0), axis=0)).max() < STILL_PX
-    return bool(still) and all(chain is not None and rests(chain, late) for chain in stage.cast)
+    pace = np.abs(np.median(np.diff(stage.camera, axis=0), axis=0))
+    pace[2] *= stage.width / 2  # at the frame's edge
+    if pace.max() >= STILL_PX:
+        return False
+    return all(
+        chain is not None
+        and chain.seen[late:].mean() >= 0.8
+        and (late > 0 or appear_frame(chain) is None)
+        and rests(chain, late)
+        for chain in stage.cast
+    )
 
 
 _TESTS: dict[str, Callable[[Stage], bool]] = {

@@ -77,8 +77,8 @@ def motion_scores(tracking: Tracking, episode: Episode, *, start: int) -> dict[s
         start: first frame that was made, at least 1.
 
     Returns:
-        `MOTION_SCORES` by name. Objects are matched by colour and shape, for `ade_position` by their
-        positions alone. Distances are in canvas heights, `horizon` in seconds, `dir_err` in
+        `MOTION_SCORES` by name. Objects are matched by colour and shape; for `ade_position` by
+        their positions alone. Distances are in canvas heights, `horizon` in seconds, `dir_err` in
         degrees, `seam_jump` in px per frame squared. `nade` is 0 for the truth and 1 for a still,
         `skill` is 1 for the truth and 0 for constant velocity. NaN where a score does not apply.
 

@@ -11,6 +11,7 @@ from onereel.evaluation.toybox.tracks import Bools, Floats, Ints
 from onereel.world import reach
 
 _LEG_GAP = 6  # frames
+_BRIDGE = 3  # frames
 _TILT_SHARE = 0.3  # of the radius: how far an object's unknown tilt moves its lowest point
 MIN_FLIGHT = 8  # frames
 
@@ -41,7 +42,7 @@ class Flight:
     """A part of a path without contact, and the parabola fitted to it.
 
     Args:
-        frames: its frames, [K].
+        frames: its frames, [K]; short times out of sight are filled.
         acceleration: downward, px per frame squared.
         start_speed: downward speed at its start, px per frame.
         end_speed: downward speed at its end, px per frame.
@@ -71,6 +72,40 @@ def slope(path: Floats, frames: Ints) -> Floats:
         return np.full(2, np.nan)
     time = frames - frames.mean()
     return np.asarray(time @ path[frames] / (time @ time))
+
+
+def steady(values: Floats, width: int) -> Floats:
+    """Take running medians, so that a tremble does not count as a turn.
+
+    Args:
+        values: any numbers, [K].
+        width: odd number of values.
+
+    Returns:
+        Medians, [K]; the ends are repeated.
+    """
+    if not len(values):
+        return values
+    padded = np.pad(values, width // 2, mode="edge")
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1))
+
+
+def bridge(path: Floats) -> Floats:
+    """Fill short times out of sight with straight lines.
+
+    Args:
+        path: positions, [F, 2].
+
+    Returns:
+        The path; gaps of more than 3 frames stay NaN.
+    """
+    filled = path.copy()
+    frames = np.flatnonzero(~np.isnan(path[:, 0]))
+    for before, after in zip(frames[:-1], frames[1:], strict=True):
+        if 1 < after - before <= _BRIDGE + 1:
+            share = np.linspace(0.0, 1.0, after - before + 1)[:, None]
+            filled[before : after + 1] = path[before] + share * (path[after] - path[before])
+    return filled
 
 
 def turn_px(radius: float) -> float:
@@ -106,7 +141,7 @@ def first_leg(path: Floats, *, radius: float, stop: int | None = None, gap: int 
     end, slack = len(frames), turn_px(radius)
     for axis in (0, 1):
         for sign in (1.0, -1.0):
-            values = sign * path[frames, axis]
+            values = sign * steady(path[frames, axis], 5)
             top = np.maximum.accumulate(values) if len(values) else values
             turned = np.flatnonzero((top - values > slack) & (top - values[:1] > slack))
             if len(turned):
@@ -145,19 +180,23 @@ def on_ground(chain: Chain, *, ground: float, tilted: bool, slack: float) -> Boo
         return np.asarray(bottom(chain) >= ground - slack)
 
 
-def wall_distance(chain: Chain, *, width: int) -> Floats:
-    """Measure how far an object's rim is from the canvas' left or right edge.
+def wall_distance(chain: Chain, *, width: int, ground: float | None = None) -> Floats:
+    """Measure how far an object's rim is from the canvas' edges.
 
     Args:
         chain: the object, upright.
         width: of the canvas in pixels.
+        ground: y of the ground in pixels; None looks at the left and right edge only.
 
     Returns:
-        Pixels to the nearer edge, [F].
+        Pixels to the nearest edge, [F].
     """
-    left, right = (chain.radius * d for d in reach(chain.shape or "disc", 0.0)[:2])
-    x = chain.world[:, 0]
-    return np.asarray(np.minimum(x - left, width - x - right))
+    left, right, up, down = (chain.radius * d for d in reach(chain.shape or "disc", 0.0))
+    x, y = chain.world.T
+    near = np.minimum(x - left, width - x - right)
+    if ground is not None:
+        near = np.minimum(near, np.minimum(y - up, ground - y - down))
+    return np.asarray(near)
 
 
 def turns_up(height: Floats, rise: float) -> Ints:
@@ -172,6 +211,8 @@ def turns_up(height: Floats, rise: float) -> Ints:
     """
     found: list[int] = []
     frames = np.flatnonzero(~np.isnan(height))
+    height = height.copy()
+    height[frames] = steady(height[frames], 3)
     low = high = None  # the highest place since the last turn, the lowest since then
     for frame in frames:
         y = height[frame]
@@ -198,7 +239,7 @@ def flights(path: Floats, touching: Bools, *, radius: float) -> list[Flight]:
     Returns:
         One per part of at least 8 frames; places where the path turns upwards end a part too.
     """
-    stops = touching.copy()
+    path, stops = bridge(path), touching.copy()
     stops[turns_up(path[:, 1], turn_px(radius))] = True
     free = ~np.isnan(path[:, 0]) & ~stops
     edges = np.flatnonzero(np.diff(np.concatenate([[0], free.astype(int), [0]])))
