@@ -213,9 +213,8 @@ def _permanence(stage: Stage, part: Tracking) -> float:
 
 
 def _came_back(chain: Chain, part: Tracking, *, last: int, first: int) -> float:
-    whole = np.flatnonzero(chain.whole())
-    before = _same_way(chain.world, whole[whole <= last][-8:])
-    after = whole[whole >= first][:6]
+    before = _same_way(chain.world, _whole_near(chain, slice(max(last - 11, 0), last + 1)))
+    after = _whole_near(chain, slice(first, first + 24))[:6]
     if len(before) < 2 or not len(after):
         return NAN
     # no wall is near a slab, so what is hidden keeps its velocity
@@ -227,6 +226,17 @@ def _came_back(chain: Chain, part: Tracking, *, last: int, first: int) -> float:
     old, new = np.median(chain.r[before]), np.median(chain.r[after])
     shapes = {part.tracks[int(chain.track[frame])].shape for frame in (last, first)}
     return float(near and abs(new / old - 1.0) <= _SAME_SIZE and len(shapes) == 1)
+
+
+def _whole_near(chain: Chain, span: slice) -> Ints:
+    """Frames of a short time in which the object looks whole, by its size at that time."""
+    uncut = chain.seen[span] & ~chain.cut[span]
+    if not uncut.any():
+        return np.zeros(0, dtype=int)
+    large = np.quantile(chain.r[span][uncut], 0.8)
+    with np.errstate(invalid="ignore"):
+        whole = uncut & (chain.r[span] >= 0.92 * large)
+    return np.asarray(np.flatnonzero(whole) + span.start)
 
 
 def _same_way(path: Floats, frames: Ints) -> Ints:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -187,7 +187,7 @@ def compare(
         found=found[part],
         followed=_follow(found[part], first=true[start - 1]),
         freeze=np.broadcast_to(true[start - 1], true[part].shape),
-        coast=_coast(episode, start=start)[part],
+        coast=_coast(episode, true=true[part], start=start),
         turned=any(
             kind in _TURNS and start <= frame < stop for frame, kind, _, _ in episode.events
         ),
@@ -247,14 +247,15 @@ def _follow(found: Floats, *, first: Floats) -> Floats:
     return followed
 
 
-def _coast(episode: Episode, *, start: int) -> Floats:
+def _coast(episode: Episode, *, true: Floats, start: int) -> Floats:
     """Positions if every object kept its velocity from the last given frame on."""
-    state = episode.state.copy()
-    last = episode.state[start - 1]
-    seconds = (np.arange(episode.num_frames, dtype=np.float32) - (start - 1)) / episode.fps
-    state[..., :2] = last[:, :2] + last[:, 2:4] * seconds[:, None, None]
-    x, y, _ = screen_positions(replace(episode, state=state))
-    return np.stack([x, y], axis=-1).astype(np.float64)
+    half = np.array([episode.width / 2, episode.height / 2])
+    camera = episode.camera[start - 1 : start - 1 + len(true), None].astype(np.float64)
+    place, zoom = camera[..., :2] + half, camera[..., 2:]
+    seconds = np.arange(len(true))[:, None, None] / episode.fps
+    first = (true[0] - half) / zoom[0] + place[0]
+    world = first + episode.state[start - 1, :, 2:4] * seconds
+    return np.asarray((world - place) * zoom + half)
 
 
 def _seam(found: Floats, true: Floats, *, start: int) -> float:

@@ -145,7 +145,8 @@ def first_leg(path: Floats, *, radius: float, stop: int | None = None, gap: int 
             top = np.maximum.accumulate(values) if len(values) else values
             turned = np.flatnonzero((top - values > slack) & (top - values[:1] > slack))
             if len(turned):
-                end = min(end, int(np.argmax(values[: turned[0] + 1])) + 1)
+                # the last steps before the turning point go partly back already
+                end = min(end, max(int(np.argmax(values[: turned[0] + 1])) - 1, 1))
     return np.asarray(frames[:end])
 
 

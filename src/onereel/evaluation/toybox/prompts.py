@@ -268,12 +268,14 @@ def _motion(scene: _Scene, *, unsaid: bool) -> dict[str, float]:
         "direction_acc": float(angle < limit and length >= mover.radius),
     }
     if spec.speed is not None and spec.motion != "bounce":
-        speed = _speed(mover.world[leg] @ asked, leg, stops=spec.motion == "slide_stop")
+        along = mover.world[leg] @ (way / max(length, 1e-6))
+        speed = _speed(along, leg, slows=spec.motion == "slide_stop")
         ratio = speed * stage.fps / (SPEEDS[spec.speed] * stage.width)
         scores["speed_ratio"] = ratio
         scores["speed_error"] = abs(math.log2(max(ratio, 2.0**-8)))
         if _says_speed(spec, unsaid):
-            scores["speed_acc"] = float(nearest_speed(ratio * SPEEDS[spec.speed]) == spec.speed)
+            near = nearest_speed(ratio * SPEEDS[spec.speed]) == spec.speed
+            scores["speed_acc"] = float(near and scores["speed_error"] < 1.0)
     return scores
 
 
@@ -335,12 +337,11 @@ def _leg(stage: Stage, mover: Chain) -> Ints:
     return whole if len(whole) >= 0.5 * len(leg) else leg
 
 
-def _speed(along: Floats, frames: Ints, *, stops: bool) -> float:
-    """Speed at the start of a leg in px per frame, from positions along the asked direction."""
-    if not stops:
-        return float(along[-1] - along[0]) / max(int(frames[-1] - frames[0]), 1)
+def _speed(along: Floats, frames: Ints, *, slows: bool) -> float:
+    """Speed on a leg in px per frame, from positions along it; that at its start if it `slows`."""
     moving = along - along[0] < 0.95 * (along[-1] - along[0])
-    if moving.sum() < _MIN_JUDGED:
-        return float(along[-1] - along[0]) / max(int(frames[-1] - frames[0]), 1)
-    time = (frames - frames[0])[moving].astype(np.float64)
-    return float(np.polyfit(time, along[moving], 2)[1])
+    if slows and moving.sum() >= _MIN_JUDGED:
+        time = (frames - frames[0])[moving].astype(np.float64)
+        return float(np.polyfit(time, along[moving], 2)[1])
+    step = min(_MIN_JUDGED, len(frames) - 1)
+    return float(np.median((along[step:] - along[:-step]) / (frames[step:] - frames[:-step])))
