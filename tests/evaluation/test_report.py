@@ -81,6 +81,7 @@ def a_result(model: str = "one", *, shift: float = 0.0, **changes: Any) -> Resul
             tags={"motion": ("linear", "bounce")[i % 2]},
             values={"score": v, "ade": 1 - v, "gap": None},
             curves={"drift": (0.0, v, math.nan)},
+            files={"made": f"{i:03d}.mp4"},
         )
         for i, v in enumerate(values)
     )

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
+from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.magi_vae.pixels import to_uint8
 from onereel.models.text import encode_prompts
 from onereel.pipelines.parts import MagiParts
 from onereel.pipelines.pictures import pixels_to_frames
@@ -30,14 +32,14 @@ from onereel.pipelines.stream import (
     stream_chunks,
 )
 from onereel.pipelines.wishes import RunWishes
-from onereel.runtime.load import default_dtype, load_components
+from onereel.runtime.load import default_dtype, load_components, load_part
 from onereel.runtime.source import ModelSource, resolve_model
 from onereel.runtime.verify import Parts, hash_parts, model_parts
 
 Frames = npt.NDArray[np.uint8]
 
 _DEFAULTS = {"height": 720, "width": 720, "num_frames": 96, "fps": 24}
-_TEXT_FRAMES = 24  # every text holds for so many frames
+_TEXT_FRAMES = 24  # every text holds for so many frames, which are one chunk of MAGI
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,3 +270,42 @@ def _request(
     wishes = fill_wishes(wishes, {**_DEFAULTS, **parts.sampling})
     # Given frames are never part of what is returned, so none are counted here.
     return make_request(wishes, parts, given=0, tokens=tokens)
+
+
+class VaeRoundTrip:
+    """Encodes and decodes videos as a pipeline would, chunk by chunk: the least a model can lose.
+
+    Args:
+        model: shipped name, folder or official JSON config.
+        device: where to run.
+
+    Raises:
+        ConfigError: there is no such model.
+        CheckpointError: a file is missing or damaged.
+    """
+
+    def __init__(self, model: str, *, device: str | None = None) -> None:
+        choice = ModelChoice(model=model, device=device)
+        source, parts = _open(choice)
+        place, dtype = _place(choice, source, parts)
+        assert parts.vae is not None
+        self._vae = cast(AutoencoderKLMagi1, load_part(parts.vae, dtype=dtype, device=place))
+        self.name, self.model_hash = source.name, hash_parts(parts)
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Frames:
+        """Pass a video through the VAE.
+
+        Args:
+            frames: uint8 [F, H, W, 3]; F a multiple of the latent frames' length.
+
+        Returns:
+            uint8 of the same shape.
+        """
+        made = []
+        for start in range(0, len(frames), _TEXT_FRAMES):
+            part = torch.from_numpy(frames[start : start + _TEXT_FRAMES])
+            latent = self._vae.encode_frames(part.permute(3, 0, 1, 2)[None])
+            video = to_uint8(self._vae.decode_chunk(latent))[0]  # [3, F, H, W]
+            made.append(video.permute(1, 2, 3, 0).cpu().numpy())
+        return np.concatenate(made)

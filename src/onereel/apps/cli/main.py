@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": ("onereel.apps.cli.generate:app", "Make a video from text, an image or a video."),
     "plan": ("onereel.apps.cli.plan:app", "Say what a run will take, before anything is loaded."),
     "models": ("onereel.apps.cli.models:app", "List, inspect, verify and convert checkpoints."),
+    "evaluate": ("onereel.apps.cli.evaluate:app", "Measure a model or videos, and report."),
     "parity": ("onereel.apps.cli.parity:app", "Compare with recorded results of official code."),
     "doctor": ("onereel.apps.cli.doctor:app", "Say what this machine has and what is missing."),
     "train": ("onereel.apps.cli.train:app", "Train a model with a recipe."),

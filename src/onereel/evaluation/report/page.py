@@ -316,8 +316,9 @@ def _worst(result: Result, number: int, *, sheet: str | Path | None) -> str:
             for row in rows
         ),
     )
-    picture = '<p class="soft">The videos were not kept, so there is no picture of them.</p>'
     drawn = [row for row in rows if row.files]
+    lost = '<p class="soft">The videos were not kept, so there is no picture of them.</p>'
+    picture = lost if drawn else ""
     if result.folder and drawn:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "sheet.png" if sheet is None else Path(sheet)

@@ -182,6 +182,8 @@ def _cases(name: str, suite: Suite, seed: int) -> Iterator[Case]:
     for prompt in range(suite.num_prompts):
         for given, sample in itertools.product(suite.given_chunks, range(suite.num_samples)):
             specs, texts, world_seed = _scene(name, suite, prompt=prompt, given=given)
+            if suite.mode == "t2v":  # the model sees nothing of the true scene, so each has its own
+                world_seed = derive_seed(world_seed, sample)
             several = f"-given{given}" if len(suite.given_chunks) > 1 else ""
             label = f"{prompt:03d}{several}-{sample}"
             yield Case(
