@@ -227,7 +227,7 @@ class RunFolder:
         return file.name
 
 
-def differences(before: Any, after: Any, where: str = "") -> list[str]:
+def differences(before: Any, after: Any, *, where: str = "") -> list[str]:
     """Say where two JSON values differ.
 
     Args:
@@ -239,12 +239,11 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
         Such as `sampling.num_steps was 8, is 16`, one per difference.
     """
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        names = dict.fromkeys([*before, *after])
-        parts = [
-            differences(before.get(name), after.get(name), f"{where}.{name}".lstrip("."))
-            for name in names
-        ]
-        return [text for part in parts for text in part]
+        texts = []
+        for name in dict.fromkeys([*before, *after]):
+            place = f"{where}.{name}".lstrip(".")
+            texts += differences(before.get(name), after.get(name), where=place)
+        return texts
     return [] if before == after else [f"{where} was {_short(before)}, is {_short(after)}"]
 
 
