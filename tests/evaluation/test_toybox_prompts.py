@@ -200,7 +200,7 @@ def test_speed_is_measured_and_named() -> None:
         assert scores["speed_acc"] == 0.0
     slide = find("slide_stop", direction="right", speed="fast")
     scores = prompt_scores(truth(simulate(slide, 0, num_frames=96)), slide)
-    assert scores["speed_ratio"] == pytest.approx(1.0, rel=0.02)
+    assert scores["speed_ratio"] == pytest.approx(1.0, rel=0.04)  # it slows from the first frame
 
 
 def test_a_relation_needs_the_right_side_and_the_right_objects() -> None:
