@@ -241,6 +241,15 @@ def test_cameras_are_judged_by_their_motion() -> None:
     assert prompt_scores(still, spec)["event_pan"] == 0.0
 
 
+@pytest.mark.parametrize("number", [4, 11])
+def test_a_camera_that_goes_on_is_judged_in_every_part(number: int) -> None:
+    spec = fixed_prompts()[number][1]
+    part = cut_out(truth(simulate(spec, 0, num_frames=192)), 72, stop=192)
+    assert prompt_scores(part, spec, before=spec)["event_acc"] == 1.0
+    halted = dataclasses.replace(part, camera=part.camera[:1] + 0 * part.camera)
+    assert prompt_scores(halted, spec, before=spec)["event_acc"] == 0.0
+
+
 def test_trembling_and_missed_frames_do_not_change_the_verdict() -> None:
     rng = np.random.default_rng(9)
     verdicts = []

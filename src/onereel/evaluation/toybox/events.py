@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ EVENT_SECONDS = {
     "static": 0.25,
 }
 STILL_PX = 0.1  # px per frame
-_ZOOM_SECONDS = 5.5  # the simulator's zoom has reached its end soon after
+_ZOOM_END = 0.95 * math.log(2.0)  # the simulator stops at twice or half the size
 _STEADY = 3  # frames
 
 
@@ -166,8 +167,8 @@ def _collided(stage: Stage) -> bool:
     if contact is None or contact.approach < slowest:
         return False
     enough = contact.change >= 0.3 * contact.approach
-    # a target that leans on the canvas' edge hands the push on to it within the same frame
-    leans = wall_distance(target, width=stage.width)[contact.frame] <= stage.slack
+    # a target beside the canvas' edge hands the push on to it within a frame or two
+    leans = wall_distance(target, width=stage.width)[contact.frame] <= 2 * stage.slack
     return bool(enough[0] and (enough[1] or leans))
 
 
@@ -280,8 +281,11 @@ def _panned(stage: Stage) -> bool:
 
 def _zoomed(stage: Stage) -> bool:
     sign = 1.0 if stage.spec.camera == "zoom_in" else -1.0
-    rates = np.diff(np.log(stage.camera[: int(_ZOOM_SECONDS * stage.fps), 2]))
-    return bool(sign * np.median(rates) >= 0.5 * ZOOM_RATE / stage.fps)
+    level = sign * np.log(stage.camera[:, 2])
+    under_way = level[:-1] < _ZOOM_END
+    if under_way.sum() < 2 * _STEADY:  # it has arrived where the simulator's zoom ends
+        return bool(level[-1] > 0)
+    return bool(np.median(np.diff(level)[under_way]) >= 0.5 * ZOOM_RATE / stage.fps)
 
 
 def rests(chain: Chain, start: int = 0) -> bool:

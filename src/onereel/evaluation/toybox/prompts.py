@@ -50,6 +50,7 @@ SETTLE_SECONDS = 0.5  # after a change of prompt
 _LEG_SECONDS = 0.5
 _LIMIT_OF_8 = 22.5  # degrees; `linear` has eight directions
 _LIMIT_OF_2 = 45.0  # the other motions go left or right
+_LASTING = ("pan", "zoom", "static")  # what can be judged in every part of it
 _SAID_SPEED = ("linear", "slide_stop", "occlude")
 _SAID_DIRECTION = (*_SAID_SPEED, "bounce")
 NAN = float("nan")
@@ -79,8 +80,8 @@ def prompt_scores(
         spec: the scene asked for by its canonical caption.
         unsaid: judge also what the canonical caption leaves unsaid.
         before: the scene asked for until this clip begins, None at the start of a video. What is
-            in the clip must then change within half a second, a motion that goes on is not judged
-            again, and one that begins too near the canvas' edge is not judged at all.
+            in the clip must then change within half a second. A motion that goes on is not judged
+            again, but a camera's and rest are; nor is one that begins too near the canvas' edge.
 
     Returns:
         `PROMPT_SCORES` by name. Shares are 0 to 1, `angle_error` is in degrees, `speed_ratio` is
@@ -123,8 +124,9 @@ def _what_happens(scene: _Scene, before: SceneSpec | None, *, unsaid: bool) -> d
         scores["relation_acc"] = _relation(scene, unsaid=unsaid)
     if restarts and fits:
         scores |= _motion(scene, unsaid=unsaid)
-    if (restarts and (fits or spec.motion != "gravity")) or spec.motion == "static":
-        comes_to_rest = before is not None and spec.motion == "static"
+    if (restarts and (fits or spec.motion != "gravity")) or spec.motion in _LASTING:
+        # until then a motion may come to rest, or an object appear
+        comes_to_rest = before not in (None, spec) and spec.motion == "static"
         late = round(SETTLE_SECONDS * stage.fps) if comes_to_rest else 0
         scores["event_acc"] = happened(stage, late=late)
         if spec.motion in _EVENT_NAMES:
