@@ -93,6 +93,8 @@ def test_toybox_keeps_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("--model", "toybox-magic"), "did you mean 'toybox-magi'"),
         (("--model", "simulator", "--suite", "quik"), "did you mean 'quick'"),
         (("--model", "simulator", "--limit", "0"), "limit: expected at least 1"),
+        (("--model", "simulator", "--suite", "physics-v2v", "--samples", "2"), "leave it out"),
+        (("--model", "simulator", "--suite", "physics-v3v"), "did you mean 'physics-v2v'"),
     ],
 )
 def test_wrong_wishes_are_named(

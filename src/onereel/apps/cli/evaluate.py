@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +21,6 @@ from onereel.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from onereel.evaluation.report.result import Result
-    from onereel.evaluation.toybox.evaluate import ToyboxRun
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(evaluate_videos.app)
@@ -28,14 +32,17 @@ def toybox(
         str, typer.Option(help="Shipped name or folder; 'simulator' is the world itself.")
     ],
     suite: Annotated[
-        str, typer.Option(help="quick, standard, long, v2v, i2v or timeline.")
+        str,
+        typer.Option(help="quick, standard, long, v2v, i2v, timeline, physics-v2v, physics-i2v."),
     ] = "quick",
     steps: Annotated[int | None, typer.Option(help="Updates per chunk [checkpoint's].")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Strength towards the text [checkpoint's].")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; the prompts are fixed.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N prompts or scenarios.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Videos per prompt [suite's].")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames per video [suite's].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
@@ -52,47 +59,78 @@ def toybox(
     """
     if resume and out is None:
         raise ConfigError("--resume", hint="say which run with --out FOLDER")
+    evaluate = _suite(model, suite, steps=steps, guidance=guidance, device=device, seed=seed,
+                      counts={"limit": limit, "samples": samples, "frames": frames})  # fmt: skip
+    with _folder(out) as folder:
+        with Counter(evaluate.what, quiet=quiet) as counter:
+            result = evaluate.call(
+                out=folder,
+                workers=workers,
+                resume=resume,
+                progress=lambda done, total, record: counter.show(done, total),
+            )
+        code = present(result, json_=json_, html=html, kept=out is not None)
+    raise typer.Exit(code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """One suite, ready to be run: the function, and the name of what it counts."""
+
+    call: Callable[..., Result]
+    what: str
+
+
+def _suite(
+    model: str,
+    suite: str,
+    *,
+    counts: dict[str, int | None],
+    seed: int,
+    **options: Any,
+) -> _Evaluation:
+    """Choose what runs a suite."""
     # Imported late: `--help` must not wait for torch.
     from onereel.evaluation.generate import ModelChoice
-    from onereel.evaluation.toybox.evaluate import ToyboxRun
+    from onereel.evaluation.toybox.evaluate import ToyboxRun, evaluate_toybox
+    from onereel.evaluation.toybox.physics_run import SCENARIOS, PhysicsRun, evaluate_physics
+    from onereel.evaluation.toybox.suites import PHYSICS_SUITES
 
-    choice = ModelChoice(model=model, steps=steps, guidance=guidance, device=device)
-    run = ToyboxRun(
-        choice=choice, suite=suite, seed=seed, limit=limit, samples=samples, num_frames=frames
-    )
+    choice = ModelChoice(model=model, **options)
+    if suite not in PHYSICS_SUITES:
+        run = ToyboxRun(
+            choice=choice,
+            suite=suite,
+            seed=seed,
+            limit=counts["limit"],
+            samples=counts["samples"],
+            num_frames=counts["frames"],
+        )
+        return _Evaluation(functools.partial(evaluate_toybox, run), "videos")
+    for name in ("samples", "frames"):
+        if counts[name] is not None:
+            raise ConfigError(f"--{name}", hint=f"leave it out: suite {suite} has its own")
+    number = SCENARIOS if counts["limit"] is None else counts["limit"]
+    physics = PhysicsRun(choice=choice, suite=suite, seed=seed, num_scenarios=number)
+    return _Evaluation(functools.partial(evaluate_physics, physics), "scenarios")
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Give the folder of a run; one of our own is removed unless it holds unfinished work."""
     if out is not None:
-        result = _toybox(run, out, workers=workers, resume=resume, quiet=quiet)
-        raise typer.Exit(present(result, json_=json_, html=html))
+        yield out
+        return
     folder = Path(tempfile.mkdtemp(prefix="onereel-"))
     try:
-        result = _toybox(run, folder, workers=workers, resume=False, quiet=quiet)
-        code = present(result, json_=json_, html=html, kept=False)
+        yield folder
     except BaseException:
         if any(folder.glob("videos/*.json")):
             print(f"finished videos are in {folder}; go on with --out {folder} --resume",
                   file=sys.stderr)  # fmt: skip
+        else:
+            shutil.rmtree(folder)
         raise
-    _remove(folder)
-    raise typer.Exit(code)
-
-
-def _toybox(run: ToyboxRun, out: Path, *, workers: int, resume: bool, quiet: bool) -> Result:
-    from onereel.evaluation.toybox.evaluate import evaluate_toybox
-
-    with Counter("videos", quiet=quiet) as counter:
-        return evaluate_toybox(
-            run,
-            out=out,
-            workers=workers,
-            resume=resume,
-            progress=lambda done, total, record: counter.show(done, total),
-        )
-
-
-def _remove(folder: Path) -> None:
-    """Remove a temporary folder of ours."""
-    import shutil
-
     shutil.rmtree(folder)
 
 

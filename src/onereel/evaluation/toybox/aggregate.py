@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HEIGHTS, _GREY = "canvas heights", "grey levels"
 UNITS = {
-    **dict.fromkeys(("ade", "fde", "ade@1s", "ade@2s", "ade@5s"), _HEIGHTS),
+    **dict.fromkeys(("ade", "fde", "ade_position", "ade@1s", "ade@2s", "ade@5s"), _HEIGHTS),
     **dict.fromkeys(("ade_freeze", "ade_cv", "ade_best", "ade_mean", "diversity"), _HEIGHTS),
     **dict.fromkeys(("flicker_bg", "flicker_excess", "flicker_fg"), _GREY),
     **dict.fromkeys(("first_frame_psnr", "static_psnr", "drift_bg_psnr_end"), "dB"),

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
@@ -37,6 +33,7 @@ from onereel.evaluation.toybox.records import (
 )
 from onereel.evaluation.toybox.score import score_video
 from onereel.evaluation.toybox.suites import Case, find_suite, make_cases, true_episode
+from onereel.evaluation.toybox.workers import threads_each, work
 from onereel.world import Episode, render
 
 SIMULATOR = "simulator"  # stands for the world itself: what a perfect model would reach
@@ -132,6 +129,27 @@ class _Job:
     score: ScoreVideo
 
 
+def describe_choice(choice: ModelChoice) -> dict[str, Any]:
+    """Write down what would make the videos, and the code that scores them.
+
+    Args:
+        choice: the model and its settings; the model `simulator` is the world itself.
+
+    Returns:
+        JSON values.
+
+    Raises:
+        ConfigError: there is no such model, or a setting does not fit it.
+        CheckpointError: a file is missing or damaged.
+    """
+    if choice.model == SIMULATOR:
+        sizes = {name: getattr(choice, name) or size for name, size in _CANVAS.items()}
+        found: dict[str, Any] = {"model": SIMULATOR, "model_hash": "", "sampling": {}, **sizes}
+    else:
+        found = describe_model(choice)
+    return {**found, "instrument": instrument_hash()}
+
+
 def describe_run(run: ToyboxRun) -> dict[str, Any]:
     """Write down everything that videos and scores depend on, but how many there are.
 
@@ -146,17 +164,11 @@ def describe_run(run: ToyboxRun) -> dict[str, Any]:
         CheckpointError: a file is missing or damaged.
     """
     suite = find_suite(run.suite)
-    if run.choice.model == SIMULATOR:
-        sizes = {name: getattr(run.choice, name) or size for name, size in _CANVAS.items()}
-        model: dict[str, Any] = {"model": SIMULATOR, "model_hash": "", "sampling": {}, **sizes}
-    else:
-        model = describe_model(run.choice)
     return {
         "suite": run.suite,
-        **model,
+        **describe_choice(run.choice),
         "seed": run.seed,
         "num_frames": run.num_frames or suite.num_frames,
-        "instrument": instrument_hash(),
     }
 
 
@@ -204,39 +216,15 @@ def evaluate_toybox(
     done = len(cases) - len(missing)
     if progress is not None:
         progress(done, len(cases), None)
-    for record in _work(job, missing, workers):
+    for record in work(functools.partial(_Bench, job), missing, workers=workers):
         found[record.name] = record
         done += 1
         if progress is not None:
             progress(done, len(cases), record)
     records = [record for record in found.values() if record is not None]
     # What the pace depends on; the pixels do so only in their last bits.
-    pace = {"workers": workers, "threads": _threads(workers)}
+    pace = {"workers": workers, "threads": threads_each(workers)}
     return summarize_run(run, settings | pace, cases=cases, records=records, folder=folder.path)
-
-
-def _threads(workers: int) -> int:
-    """Share this process's threads among the workers."""
-    return max(1, torch.get_num_threads() // workers)
-
-
-def _work(job: _Job, cases: Sequence[Case], workers: int) -> Iterator[Record]:
-    """Make and score videos, here or in other processes."""
-    if workers == 1 or len(cases) < 2:
-        yield from map(_Bench(job).run, cases)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(cases)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(job, _threads(workers)),
-    ) as pool:
-        jobs = [pool.submit(_run_case, case) for case in cases]
-        try:
-            for finished in concurrent.futures.as_completed(jobs):
-                yield finished.result()
-        finally:  # whatever ended the loop: what is running ends, the rest never begins
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Bench:
@@ -299,19 +287,3 @@ def _shape_problem(frames: Frames, wanted: Frames) -> str:
     if frames.shape == wanted.shape and frames.dtype == np.uint8:
         return ""
     return f"expected frames {list(wanted.shape)}, got {list(frames.shape)} {frames.dtype}"
-
-
-_worker: _Bench | None = None
-
-
-def _start_worker(job: _Job, threads: int) -> None:
-    """Prepare a process; Ctrl-C is left to the parent."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    _worker = _Bench(job)
-
-
-def _run_case(case: Case) -> Record:
-    assert _worker is not None
-    return _worker.run(case)

@@ -70,6 +70,9 @@ SUITES = {
     "timeline": Suite(mode="t2v", num_prompts=64, num_samples=2, num_frames=96, changes=True),
 }  # fmt: skip
 
+# Physics-IQ on Toybox (`physics_run.py`), and what is given to the model.
+PHYSICS_SUITES = {"physics-v2v": "v2v", "physics-i2v": "i2v"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
@@ -133,9 +136,10 @@ def find_suite(name: str) -> Suite:
         ConfigError: there is none of that name.
     """
     if name not in SUITES:
-        near = nearest_name(name, SUITES)
+        known = [*SUITES, *PHYSICS_SUITES]
+        near = nearest_name(name, known)
         hint = f"did you mean '{near}'?" if near else None
-        raise ConfigError("suite", expected=f"one of {', '.join(SUITES)}", got=name, hint=hint)
+        raise ConfigError("suite", expected=f"one of {', '.join(known)}", got=name, hint=hint)
     return SUITES[name]
 
 
