@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
@@ -28,7 +29,6 @@ from onereel.models.text.presets import build_text_encoder
 from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
-from onereel.samplers.guidance import stack_text
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.latent_cache import LatentCache
@@ -359,7 +359,7 @@ class MagiMethod(Method):
 
     def _text(
         self, captions: Sequence[Sequence[str]], layout: Layout, dropped: Sequence[bool]
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Encode the captions; clean chunks and dropped items get the null caption."""
         distinct = sorted({c for item in captions for c in item[layout.num_clean :]})
         ids = [torch.tensor(self._token_ids(c), device=self.dit.device) for c in distinct]
@@ -367,19 +367,26 @@ class MagiMethod(Method):
         lengths = torch.tensor([len(i) for i in ids], device=padded.device)
         mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
         hidden = self.text(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        features = {
-            c: row[:n] for c, row, n in zip(distinct, hidden, lengths.tolist(), strict=True)
-        }
+        # One table of captions with the null caption last; gathering rows is one operation, where
+        # padding them one by one would copy all of them once per row on the way back.
         null = self.dit.null_caption[:NULL_VISIBLE].to(hidden.dtype)
-        rows = [
-            null if drop or chunk < layout.num_clean else features[caption]
-            for item, drop in zip(captions, dropped, strict=True)
-            for chunk, caption in enumerate(item)
-        ]
-        text, visible = stack_text(rows)
-        shape = (len(captions), layout.num_chunks)
-        visible = None if visible is None else visible.unflatten(0, shape)
-        return text.unflatten(0, shape).float(), visible
+        longest = max(hidden.shape[1], len(null))
+        rows = [F.pad(x, (0, 0, 0, longest - x.shape[-2])) for x in (hidden, null[None])]
+        table = torch.cat(rows).float()
+        null_mask = torch.arange(longest, device=mask.device)[None] < len(null)
+        visible = torch.cat((F.pad(mask, (0, longest - mask.shape[1])), null_mask))
+        numbers = {caption: i for i, caption in enumerate(distinct)}
+        index = torch.tensor(
+            [
+                [
+                    len(distinct) if drop or chunk < layout.num_clean else numbers[caption]
+                    for chunk, caption in enumerate(item)
+                ]
+                for item, drop in zip(captions, dropped, strict=True)
+            ],
+            device=hidden.device,
+        )
+        return table[index], visible[index]
 
     def _token_ids(self, caption: str) -> list[int]:
         if caption not in self.ids:
