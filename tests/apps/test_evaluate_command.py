@@ -106,8 +106,8 @@ def test_wrong_wishes_are_named(
 
 def test_reports_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
-        evaluate("toybox", "--model", "simulator", "--suite", "standard", "--limit", 1,
-                 "--samples", 1, "--seed", seed, "--frames", 24, "--out", tmp_path / str(seed))  # fmt: skip
+        evaluate("toybox", "--model", "simulator", "--suite", "standard", "--limit", 1, "--seed",
+                 seed, "--samples", 1, "--frames", 24, "--out", tmp_path / str(seed))  # fmt: skip
     page, sheet = tmp_path / "page.html", tmp_path / "sheet.png"
     runs = [str(tmp_path / "0"), str(tmp_path / "1" / "result.json")]
     assert main(["evaluate", "report", *runs, "--html", str(page), "--sheet", str(sheet)]) == 0

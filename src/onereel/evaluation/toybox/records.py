@@ -23,6 +23,8 @@ _SETTINGS = "run.json"
 _VIDEOS = "videos"
 _ROWS = ("frames", "x", "y", "r", "cut", "rgb")
 _INSTRUMENT = Path(__file__).parent
+# Code that a record does not depend on.
+_AFTERWARDS = ("aggregate.py", "floor.py", "records.py", "workers.py")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,12 +258,14 @@ def instrument_hash() -> str:
     """Hash the code that scores, so that old and new scores are never mixed.
 
     Returns:
-        The first 16 digits of a SHA-256 over the files beside this one and the world's.
+        The first 16 digits of a SHA-256 over the world's code, the code beside this file that
+        videos and their scores depend on, and the classifier's weights.
     """
     world = _INSTRUMENT.parents[1] / "world"
+    files = [*_INSTRUMENT.glob("*.py"), *_INSTRUMENT.glob("*.safetensors"), *world.glob("*.py")]
     digest = hashlib.sha256()
-    for folder in (_INSTRUMENT, world):
-        for file in sorted(folder.glob("*.py")):
+    for file in sorted(files):
+        if file.name not in _AFTERWARDS:
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
