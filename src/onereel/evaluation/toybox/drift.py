@@ -198,7 +198,9 @@ def _frame_series(video: Video, seconds: int, fps: int) -> tuple[Floats, Floats]
         grey = part.astype(np.float32) @ _LUMA
         around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
         sharp[i] = (around - 4 * grey[:, 1:-1, 1:-1]).var(axis=(1, 2)).mean()
-        sat[i] = (part.max(axis=-1) - part.min(axis=-1)).mean()
+        red, green, blue = (part[..., k] for k in range(3))
+        highest = np.maximum(np.maximum(red, green), blue)
+        sat[i] = (highest - np.minimum(np.minimum(red, green), blue)).mean()
     return sharp, sat
 
 
@@ -234,7 +236,7 @@ def _plate(video: Video, bare: Bools, *, tracking: Tracking, second: int) -> Flo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Look:
-    """An object within one second: track, its number, the rows of it, mean colour, radius."""
+    """An object within one second: track, its number, its whole rows, colour, radius."""
 
     track: Track
     number: int
@@ -252,7 +254,8 @@ def _looks(tracking: Tracking, second: int) -> list[_Look]:
             continue
         colours = track.rgb[rows]
         colours = colours[np.isfinite(colours).all(axis=1)]
-        rgb = colours.mean(axis=0) if len(colours) else np.full(3, np.nan)
+        # the median over frames: those in which it fades in do not count
+        rgb = np.median(colours, axis=0) if len(colours) else np.full(3, np.nan)
         whole = rows[~track.cut[rows]]
         radii = track.r[whole] / tracking.camera[track.frames[whole], 2]
         r = float(np.median(radii)) if len(whole) else math.nan

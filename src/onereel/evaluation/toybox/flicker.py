@@ -27,6 +27,7 @@ _EDGE = 1.0  # pixels of soft edge inside it
 _SPOTS = 11  # per diameter of that disc
 _REACH = 1.72  # outermost corner of any shape, in radii
 _RING = 2  # pixels around an object whose soft edge and shadow belong to neither side
+_THIRDS = np.full(3, 1 / 3, dtype=np.float32)
 # Below this, frames of 8 bits do not differ: without it, still videos would divide 0 by 0.
 _QUANTUM = 0.1
 
@@ -49,7 +50,7 @@ def flicker_bg(video: Video, tracking: Tracking) -> float:
     use &= bare[1:]
     if not use.any():
         return math.nan
-    return float(np.abs(video[1:] - before).mean(axis=-1)[use].mean(dtype=np.float64))
+    return float(_apart(video[1:], before)[use].mean(dtype=np.float64))
 
 
 def flicker_excess(
@@ -90,9 +91,14 @@ def flicker_fg(video: Video, tracking: Tracking) -> float:
         pairs &= ~track.cut[1:] & ~track.cut[:-1]
         shown = paint_share(inner, track_colours(track)[:, None]) >= 0.5  # not behind something
         use = shown[1:] & shown[:-1] & pairs[:, None]
-        total += float(np.abs(inner[1:] - inner[:-1]).mean(axis=-1)[use].sum())
+        total += float(_apart(inner[1:], inner[:-1])[use].sum())
         count += int(use.sum())
     return total / count if count else math.nan
+
+
+def _apart(first: Floats | Video, second: Floats) -> Floats:
+    """Mean absolute difference over the channels, [...] of [..., 3]."""
+    return np.asarray(np.abs(first - second) @ _THIRDS)
 
 
 def _inner_pixels(video: Video, track: Track) -> Floats:
@@ -128,7 +134,7 @@ def motion_residual(video: Video, tracking: Tracking) -> Floats:
     total, count = np.zeros(len(use)), np.zeros(len(use))
     for track in tracking.tracks:
         _add_object(track, video=video, tracking=tracking, use=use, sums=(total, count))
-    apart = np.abs(video[1:] - before).mean(axis=-1)
+    apart = _apart(video[1:], before)
     total += (apart * use).sum(axis=(1, 2))
     count += use.sum(axis=(1, 2))
     return total / np.maximum(count, 1)
@@ -191,7 +197,7 @@ def _add_object(
     height, width = video.shape[1:3]
     place = (frame, rows.clip(0, height - 1), cols.clip(0, width - 1))
     ring = grow(own, _RING) & inside
-    apart = np.abs(video[frame + 1, place[1], place[2]] - source).mean(axis=-1)
+    apart = _apart(video[frame + 1, place[1], place[2]], source)
     np.add.at(sums[0], now, (apart * own).sum(axis=(1, 2)))
     np.add.at(sums[1], now, own.sum(axis=(1, 2)))
     touched = tuple(np.broadcast_to(a, ring.shape)[ring] for a in place)
