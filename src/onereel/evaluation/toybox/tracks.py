@@ -94,7 +94,7 @@ def truth(episode: Episode, video: npt.NDArray[np.uint8] | None = None) -> Track
     size = (episode.height, episode.width)
     tracks = []
     for i in range(x.shape[1]):
-        visible = episode.state[:, i, 8] * episode.opacity[:, i] >= 0.5
+        visible = episode.state[:, i, 8] >= 0.5
         for colour in dict.fromkeys(episode.state[visible, i, 7].astype(int).tolist()):
             frames = np.flatnonzero(visible & (episode.state[:, i, 7] == colour))
             shape = SHAPES[int(episode.state[0, i, 6])]
