@@ -38,6 +38,7 @@ from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import sample_captions
 
 WIDTH = 6  # latent frames per chunk
+BAND_RATIO = 2.2  # between the rotary frequencies that training starts from
 
 # What the checkpoint asks of the sampler; see ChunkSampleConfig. The rest are MAGI's own values.
 TOYBOX_SAMPLING: dict[str, Any] = {
@@ -421,6 +422,10 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
         for name in ("norm2.weight", "norm4.weight"):
             torch.nn.init.constant_(block.get_parameter(name), 0.1)
     torch.nn.init.zeros_(dit.proj_out.weight)
+    # Four bands a factor of ten apart leave one that tells neighbours from each other, and time and
+    # space share it; training moves the idle ones, but over thousands of steps.
+    bands = dit.rope.bands
+    bands.data.copy_(BAND_RATIO ** -torch.arange(len(bands), dtype=bands.dtype))
 
 
 def _copy_weights(dit: Magi1Transformer3DModel, text: T5EncoderModel, folder: Path) -> None:
