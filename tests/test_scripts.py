@@ -87,7 +87,10 @@ def test_first_use_installs_with_constraints_and_talks_to_stderr(checkout: Check
     assert "installing" in done.stderr
     assert checkout.events() == ["venv", "pip"]
     command = checkout.log.read_text()
-    assert f"--constraint {checkout.root}/constraints.txt --editable {checkout.root}[eval]\n" in command
+    assert (
+        f"--constraint {checkout.root}/constraints.txt --editable {checkout.root}[eval]\n"
+        in command
+    )
 
 
 def test_arguments_folder_and_exit_code_pass_through_a_symlink(
