@@ -28,6 +28,7 @@ _TIMES = 8
 # Spreads among the world's own clips, so that each kind of feature has a say.
 _PLACE = 0.25  # canvas heights
 _SPEED = 0.35  # canvas heights per second
+_MAX_SPEED = 3.0  # canvas heights per second, four times the world's own: what is faster is a jump
 _RADIUS = 0.03  # canvas heights
 _AREA = 0.1  # relative
 _SHARE = 0.3  # of the objects that have one colour or shape
@@ -127,6 +128,7 @@ def _track_features(track: Track, tracking: Tracking) -> Floats:
     unit = tracking.height
     path = _path(track, tracking.num_frames)
     middle = np.array([tracking.width, tracking.height]) / 2
+    velocity = np.clip(_velocity(path, tracking.fps) / unit, -_MAX_SPEED, _MAX_SPEED)
     times = np.linspace(0, tracking.num_frames - 1, _TIMES).round().astype(int)
     radii = track.r[~track.cut] if not track.cut.all() else track.r
     areas = np.square(radii / np.median(radii))
@@ -134,7 +136,7 @@ def _track_features(track: Track, tracking: Tracking) -> Floats:
         [
             [1.0],
             ((path[times] - middle) / (unit * _PLACE)).ravel(),
-            (_velocity(path, tracking.fps)[times] / (unit * _SPEED)).ravel(),
+            (velocity[times] / _SPEED).ravel(),
             [np.median(radii) / (unit * _RADIUS), areas.std() / _AREA],
         ]
     )
