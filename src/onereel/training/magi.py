@@ -86,7 +86,7 @@ class ToyboxMagiRecipe:
     vocab_size: int = 320
     batch_size: int = 16
     image_batch_size: int = 128
-    image_steps: int = 1387
+    image_steps: int = 1000
     image_every: int = 4
     t2v_share: float = 0.65
     i2v_share: float = 0.4
@@ -100,7 +100,7 @@ class ToyboxMagiRecipe:
     validation_items: int = 64
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            max_minutes=86.0,
+            max_minutes=91.5,
             schedule="time",
             hold=0.5,
             warmup_steps=50,

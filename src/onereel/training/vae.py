@@ -85,7 +85,7 @@ class ToyboxVaeRecipe:
     stats_clips: int = 512
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            max_minutes=19.0,
+            max_minutes=31.0,
             schedule="time",
             hold=0.3,
             warmup_steps=50,
