@@ -167,3 +167,10 @@ def test_episodes_survive_saving(tmp_path) -> None:  # type: ignore[no-untyped-d
     assert again.slab == episode.slab
     np.testing.assert_array_equal(again.state, episode.state)
     np.testing.assert_array_equal(again.rgb, episode.rgb)
+
+
+def test_a_collision_that_starts_at_a_wall_throws_nothing_across() -> None:
+    spec = sample_spec(np.random.default_rng((113, 3)), motions=["collide"])
+    state = simulate(spec, 113, num_frames=24).state
+    fastest = max(SPEEDS.values()) * 64 / 24
+    assert np.abs(np.diff(state[:, :2, 0], axis=0)).max() < 1.1 * fastest

@@ -59,6 +59,13 @@ def _rebound(
     return (min(p, wall) if sign > 0 else max(p, wall)), v, False
 
 
+def _stays(place: float, speed: float, low: float, *, high: float) -> bool:
+    """Tell whether a body meets no wall: it is inside, or outside and on its way in."""
+    if place < low:
+        return speed > 0
+    return place <= high or speed < 0
+
+
 def _step_x(body: Body, dt: float) -> str | None:
     if body.vx == 0.0:
         return None
@@ -67,7 +74,7 @@ def _step_x(body: Body, dt: float) -> str | None:
         body.halt()
         return "stop"
     x, vx = _flight(body.x, body.vx, body.ax, dt)
-    if body.low[0] <= x <= body.high[0]:
+    if _stays(x, vx, body.low[0], high=body.high[0]):
         body.x, body.vx = x, vx
         return None
     wall = body.high[0] if body.vx > 0 else body.low[0]
@@ -81,7 +88,7 @@ def _step_y(body: Body, dt: float) -> str | None:
     if body.vy == 0.0 and body.ay == 0.0:
         return None
     y, vy = _flight(body.y, body.vy, body.ay, dt)
-    if body.low[1] <= y <= body.high[1]:
+    if _stays(y, vy, body.low[1], high=body.high[1]):
         body.y, body.vy = y, vy
         return None
     down = y > body.high[1]
