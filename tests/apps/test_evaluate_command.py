@@ -68,7 +68,7 @@ def test_toybox_writes_what_others_rely_on(
     assert (data["suite"], data["steps"], data["num_videos"]) == ("quick", 8, 1)
     assert data["model"] == "tiny-magi" and data["seconds_per_video_second"] > 0
     assert set(data["metrics"]["all_correct"]) >= {"mean", "low", "high"}
-    assert data["command"].startswith("onereel ") and data["folder"] == ""
+    assert data["command"].startswith("onereel") and data["folder"] == ""
     assert "data:image/png;base64," in page.read_text()
     assert (tmp_path / "q-worst.png").is_file()
     out = capsys.readouterr().out

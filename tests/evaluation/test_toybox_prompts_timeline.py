@@ -49,7 +49,7 @@ def test_the_simulator_follows_its_timelines(monkeypatch: pytest.MonkeyPatch) ->
         assert scores["switch_done"] != 0.0
         latencies.append(scores["switch_latency"])
     # the simulator fades colours and casts within ten frames, and turns motions at once
-    assert {x for x in latencies if not math.isnan(x)} == {0.0, 5.0, 6.0, 8.0}
+    assert {x for x in latencies if not math.isnan(x)} == {0.0, 6.0, 7.0}
 
 
 def test_without_a_change_the_scores_are_those_of_the_prompt() -> None:
