@@ -124,8 +124,11 @@ def test_the_aesthetic_head_is_a_row_and_a_bias(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1, 4)}, path)
     with pytest.raises(CheckpointError, match="'weight' and 'bias'"):
         load_aesthetic_head(path)
-    with pytest.raises(CheckpointError, match="not readable weights"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
         load_aesthetic_head(tmp_path / "none.safetensors")
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="not readable weights"):
+        load_aesthetic_head(path)
 
 
 def test_raft_estimates_the_full_flow(tmp_path: Path) -> None:

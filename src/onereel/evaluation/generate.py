@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
@@ -32,7 +30,7 @@ from onereel.pipelines.stream import (
     stream_chunks,
 )
 from onereel.pipelines.wishes import RunWishes
-from onereel.runtime.load import default_dtype, load_components, load_part
+from onereel.runtime.load import default_dtype, load_components, load_part, no_foreign_bars
 from onereel.runtime.source import ModelSource, resolve_model
 from onereel.runtime.verify import Parts, hash_parts, model_parts
 
@@ -155,7 +153,7 @@ class PipelineMaker:
         self.choice = choice
         source, self._headers = _open(choice)
         device, dtype = _place(choice, source, self._headers)
-        with _no_foreign_bars():
+        with no_foreign_bars():
             self._components = load_components(source, device=device, dtype=dtype)
         self._parts = MagiParts(
             transformer=self._components.transformer,
@@ -227,18 +225,6 @@ class PipelineMaker:
             ).visible()
 
         return encode_chunks(texts, encode)
-
-
-@contextlib.contextmanager
-def _no_foreign_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen, where ours is."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _open(choice: ModelChoice) -> tuple[ModelSource, Parts]:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import cpu_offload_with_hook
-from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
@@ -30,7 +29,7 @@ from onereel.pipelines.stream import (
     make_engine,
     stream_chunks,
 )
-from onereel.runtime.load import Components, load_components
+from onereel.runtime.load import Components, load_components, no_foreign_bars
 from onereel.samplers.plan import ChunkCall
 
 
@@ -143,22 +142,10 @@ def _load(plan: RunPlan) -> Components:
     """Load the components; with offloading, networks wait on the CPU."""
     device = torch.device("cpu") if plan.settings.offload else plan.device
     text_device = plan.device if plan.settings.offload else None
-    with _no_foreign_bars():
+    with no_foreign_bars():
         return load_components(
             plan.source, device=device, dtype=plan.dtype, text_device=text_device
         )
-
-
-@contextlib.contextmanager
-def _no_foreign_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers off the screen, which is the listener's."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:

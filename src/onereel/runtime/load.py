@@ -6,13 +6,15 @@ itself plus one tensor, whatever the layout. Every tensor is accounted for befor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import parse_dtype
 from onereel.core.errors import CheckpointError
@@ -26,6 +28,18 @@ from onereel.runtime.verify import Parts, hash_parts, model_parts
 
 _SMALL_CHECKPOINT = 500_000_000  # numbers; 2 GB in float32
 _SMALL_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@contextlib.contextmanager
+def no_foreign_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers off the screen, which is the caller's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

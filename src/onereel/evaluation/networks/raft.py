@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onereel.core.errors import CheckpointError, ShapeError
+from onereel.evaluation.networks.checkpoints import load_state
 
 HIDDEN = 128
 CONTEXT = 128
@@ -312,12 +313,7 @@ def load_raft(path: str | Path, *, device: str | torch.device = "cpu") -> Raft:
     Raises:
         CheckpointError: the file is missing, unreadable, or not a RAFT checkpoint.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in many ways on a damaged file
-        raise CheckpointError(f"{path}: not readable weights ({error})") from error
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(f"{path}", expected="a state dict", got=type(saved).__name__)
+    saved = load_state(path)
     network = Raft()
     try:
         network.load_state_dict(official_weights(saved), strict=True)

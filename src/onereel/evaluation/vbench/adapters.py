@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from onereel.core.config import check_keys
 from onereel.core.errors import BackendUnavailable, CheckpointError, ConfigError
+from onereel.evaluation.networks.checkpoints import load_state
 from onereel.evaluation.networks.raft import load_raft
 from onereel.evaluation.vbench.networks import NETWORKS, AestheticHead, Networks
 from onereel.evaluation.videos import hash_input
@@ -255,7 +256,7 @@ def load_aesthetic_head(path: str | Path) -> AestheticHead:
     """
     path = Path(path)
     try:
-        weights = _read_weights(path)
+        weights = load_state(path)
         weight, bias = weights["weight"].double().numpy(), weights["bias"].double().numpy()
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}", expected="tensors 'weight' and 'bias'") from error
@@ -373,17 +374,6 @@ def _pretrained(kind: Any, source: str | Path, name: str, **options: Any) -> Any
             f"{source}: {info.name} cannot be loaded ({error})", hint=f"{info}: {info.source}"
         ) from error
     return loaded.eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in many ways on a damaged file
-        raise CheckpointError(f"{path}: not readable weights ({error})") from error
 
 
 def _describe(name: str, source: str | Path, what: str = "") -> str:
