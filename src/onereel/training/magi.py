@@ -47,6 +47,8 @@ TOYBOX_SAMPLING: dict[str, Any] = {
     "fps": 24,
     "num_frames": 96,
     "num_steps": 32,
+    "window_size": 1,
+    "noise2clean_kvrange": (2,),
     "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
     "text_scales": (3.0, 3.0, 3.0, 1.0, 1.0),
 }
@@ -66,6 +68,7 @@ class ToyboxMagiRecipe:
         image_batch_size: single latent frames per image step.
         image_steps: steps on single frames alone, at the start.
         image_every: afterwards every such step is an image step; 0 for none.
+        window: chunks in flight when videos are made.
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
         drop_share: share of items trained with the null caption.
@@ -88,7 +91,8 @@ class ToyboxMagiRecipe:
     image_batch_size: int = 128
     image_steps: int = 1000
     image_every: int = 4
-    t2v_share: float = 0.65
+    window: int = 1
+    t2v_share: float = 0.35
     i2v_share: float = 0.4
     drop_share: float = 0.1
     map_weight: float = 0.3
@@ -158,7 +162,7 @@ class MagiBatches:
             )
             items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
             return self.images(items, rng)
-        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
+        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share, window=self.recipe.window)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
         items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
         return self.pieces(items, layout, rng=rng)
@@ -422,6 +426,8 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
         for name in ("norm2.weight", "norm4.weight"):
             torch.nn.init.constant_(block.get_parameter(name), 0.1)
     torch.nn.init.zeros_(dit.proj_out.weight)
+    if dit.place_embedder is not None:
+        torch.nn.init.normal_(dit.place_embedder.linear.weight, std=0.1)
     # Four bands a factor of ten apart leave one that tells neighbours from each other, and time and
     # space share it; training moves the idle ones, but over thousands of steps.
     bands = dit.rope.bands
@@ -429,9 +435,11 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
 
 
 def _copy_weights(dit: Magi1Transformer3DModel, text: T5EncoderModel, folder: Path) -> None:
-    """Start from an exported run."""
-    dit.load_state_dict(
-        Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
-    )
+    """Start from an exported run; places that it does not know have no effect at first."""
+    state = Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    if dit.place_embedder is not None:
+        places = torch.zeros_like(dit.place_embedder.linear.weight)
+        state.setdefault("place_embedder.linear.weight", places)
+    dit.load_state_dict(state)
     trained = T5EncoderModel.from_pretrained(folder / "text_encoder")
     text.load_state_dict(trained.state_dict())
