@@ -311,9 +311,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         grid, num_chunks = self._check(hidden_states, timestep, encoder_hidden_states)
         tokens_per_chunk = grid[0] * grid[1] * grid[2] // num_chunks
-        x = self._patchify(hidden_states)
-        if self.place_embedder is not None:
-            x = x + self.place_embedder(grid, num_chunks).to(x.dtype)
+        x = self._patchify(hidden_states, grid, num_chunks)
         context = self._context(
             timestep,
             (encoder_hidden_states, encoder_attention_mask),
@@ -400,14 +398,19 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             keep_tokens=0,
         )
 
-    def _patchify(self, latent: torch.Tensor) -> torch.Tensor:
+    def _patchify(
+        self, latent: torch.Tensor, grid: tuple[int, int, int], num_chunks: int
+    ) -> torch.Tensor:
         """Turn a latent [B, C, T, H, W] into tokens [B, L, D] in the blocks' dtype."""
         dtype = cast(Magi1TransformerBlock, self.blocks[0]).attn1.to_q.weight.dtype
         dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
         x = latent.float() * self.config.x_rescale_factor
         if self.config.half_channel_vae:
             x = torch.cat((x, x), dim=1)
-        return rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").to(dtype)
+        x = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d")
+        if self.place_embedder is not None:
+            x = x + self.place_embedder(grid, num_chunks)
+        return x.to(dtype)
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Turn tokens [B, L, D] into a velocity [B, C, T, H, W]."""
