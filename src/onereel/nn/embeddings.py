@@ -6,7 +6,6 @@ import math
 
 import torch
 
-
 # The official code's exp in float32, as recorded, is exact but for one near tie that it rounds up.
 # Angles reach 32,000, where a frequency's last place is 2e-3, and processors differ by that in exp:
 # so ours is computed in float64, and the same everywhere.
