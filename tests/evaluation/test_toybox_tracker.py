@@ -119,6 +119,15 @@ def test_a_flicker_of_colour_stays_in_its_track() -> None:
     assert [(t.colour, len(t.frames)) for t in found.tracks] == [("red", 24)]
 
 
+@pytest.mark.parametrize("seed", [700111, 700144, 700042])
+def test_touching_discs_of_cancelling_hues_stay_in_their_places(seed: int) -> None:
+    """Green and pink, orange and blue: where they mix, a pixel is grey like the background."""
+    episode = touching_discs(seed)
+    found = compare(track(distort(render(episode), noise=3.0, blur=0.6, seed=seed)), episode)
+    assert found.count.all() and found.colour.all()
+    assert found.centroid.max() < 0.17
+
+
 def test_touching_objects_of_one_colour_are_seen_as_one() -> None:
     episode = touching_discs(4)
     assert compare(track(render(episode)), episode).count.tolist() == [1.0] * 4

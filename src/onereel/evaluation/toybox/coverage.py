@@ -126,9 +126,13 @@ def measure_cover(video: Bytes, covered: Bools, *, scene: Scene, camera: Floats)
     smallest = smallest_area(height, camera[:, 2])
     objects = [_large(labels == k, smallest) for k in range(NOTHING)]
     for pair in itertools.combinations([k for k in range(NOTHING) if objects[k].any()], 2):
-        if abs(_alike(pair)) <= _OPPOSITE:
+        alike = _alike(pair)
+        if abs(alike) <= _OPPOSITE:
             close = grow(objects[pair[0]], GROW) & grow(objects[pair[1]], GROW)
             _unmix(cover, change, behind=behind, pair=pair, close=close)
+        elif alike < 0:
+            close = grow(objects[pair[0]], 1) & grow(objects[pair[1]], 1)
+            _divide(cover, change + behind, residual=residual[:, pair], pair=pair, close=close)
     return cover
 
 
@@ -163,6 +167,24 @@ def _unmix(
     ground = aa * bb - ab * ab
     cover.share[rows, pair[0]] = (bb * at - ab * bt) / ground
     cover.share[rows, pair[1]] = (aa * bt - ab * at) / ground
+    cover.open[rows[:, None], pair] = True
+
+
+def _divide(
+    cover: Cover, pixels: Floats, *, residual: Floats, pair: tuple[int, int], close: Bools
+) -> None:
+    """Divide pixels between two objects whose hues cancel, where that explains them best, in place.
+
+    A third unknown, the background, cannot be told from such a mixture by its hue.
+    """
+    rows = np.flatnonzero(close.ravel()[cover.places])
+    one, two = _PALETTE[list(pair)]
+    span = float((one - two) @ (one - two))
+    first = np.clip((pixels[rows] - two) @ (one - two) / span, 0.0, 1.0)
+    off = pixels[rows] - two - first[:, None] * (one - two)
+    better = (off * off).sum(axis=1) < residual[rows].min(axis=1)
+    rows, first = rows[better], first[better]
+    cover.share[rows, pair[0]], cover.share[rows, pair[1]] = first, 1.0 - first
     cover.open[rows[:, None], pair] = True
 
 
