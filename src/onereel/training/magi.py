@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
@@ -26,13 +25,13 @@ from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.presets import DIT_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.presets import build_text_encoder
-from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
+from onereel.training.flow import FlowBatch, FlowShares, corrupt, gather_text
 from onereel.training.latent_cache import LatentCache
-from onereel.training.magi_layout import Layout, random_times, sample_layout, sample_times
+from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import build_optimizers
 from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import sample_captions
@@ -312,82 +311,46 @@ class MagiMethod(Method):
 
     def _losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Corrupt, predict, and compare on the frames that are not given: velocity and maps."""
-        latent, layout = batch["latent"], batch["layout"]
-        size = latent.shape[0]
-        if layout is None:
-            layout = Layout(num_clean=0, ages=(0,), aligned=False)
-            times = random_times((size, 1), generator)
-            given = torch.zeros(size, dtype=torch.bool)
-        else:
-            times = sample_times(layout, size, generator=generator)
-            share = 0.0 if layout.num_clean else self.recipe.i2v_share
-            given = torch.rand(size, generator=generator) < share
-        frames = latent.shape[2] // layout.num_chunks
-        noise = torch.randn(latent.shape, generator=generator)
-        dropped = torch.rand(size, generator=generator) < self.recipe.drop_share
-        clean_dropped = torch.rand(size, generator=generator) < 0.75
-        device = self.dit.device
-        latent, noise = latent.to(device), noise.to(device)
-        t = times.to(device).repeat_interleave(frames, dim=1)[:, None, :, None, None]
-        x = (1 - t) * noise + t * latent
-        weight = torch.ones_like(t.expand(size, 1, -1, 1, 1))
-        weight[:, :, : layout.num_clean * frames] = 0
-        pasted = given.to(device)[:, None, None, None, None]
-        x[:, :, :1] = torch.where(pasted, batch["given"].to(device), x[:, :, :1])
-        weight[:, :, :1] = torch.where(pasted, 0.0, weight[:, :, :1])
-        text, mask = self._text(batch["captions"], layout, dropped.tolist())
-        rows = dropped[:, None].expand(-1, layout.num_chunks).clone()
-        rows[:, : layout.num_clean] |= clean_dropped[:, None]
+        flow = corrupt(
+            batch["latent"],
+            batch["given"],
+            layout=batch["layout"],
+            shares=FlowShares(i2v=self.recipe.i2v_share, drop=self.recipe.drop_share),
+            generator=generator,
+            device=self.dit.device,
+        )
+        text, mask = self._text(batch["captions"], flow)
         reads = self.recipe.map_weight > 0
         block = self.dit.blocks[self.recipe.map_block] if reads else None
         with _output_of(block) as outputs:
-            velocity = self.dit(
-                x,
-                times.to(device),
-                text,
-                mask,
-                kv_range=layout.kv_range(),
-                caption_dropout=rows.to(device),
-            ).sample
-        error = (velocity - (latent - noise)).square().mean(dim=(1, 3, 4), keepdim=True)
-        loss = (error * weight).sum() / weight.sum()
+            velocity = flow.predict(self.dit, text, mask)
+        loss = flow.loss(velocity)
         if not reads:
             return loss, torch.zeros_like(loss)
-        maps = batch["maps"].to(device)
+        maps = batch["maps"].to(self.dit.device)
         t, h, w = maps.shape[2:]
         read = rearrange(self.reader(outputs[0]), "b (t h w) m -> b t h w m", t=t, h=h, w=w)
-        return loss, map_loss(read, maps, weight=weight[:, 0, :, 0, 0])
+        return loss, map_loss(read, maps, weight=flow.weight[:, 0, :, 0, 0])
 
-    def _text(
-        self, captions: Sequence[Sequence[str]], layout: Layout, dropped: Sequence[bool]
-    ) -> tuple[Tensor, Tensor]:
+    def _text(self, captions: Sequence[Sequence[str]], flow: FlowBatch) -> tuple[Tensor, Tensor]:
         """Encode the captions; clean chunks and dropped items get the null caption."""
-        distinct = sorted({c for item in captions for c in item[layout.num_clean :]})
+        first = flow.layout.num_clean
+        distinct = sorted({c for item in captions for c in item[first:]})
         ids = [torch.tensor(self._token_ids(c), device=self.dit.device) for c in distinct]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         lengths = torch.tensor([len(i) for i in ids], device=padded.device)
         mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
         hidden = self.text(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        # One table of captions with the null caption last; gathering rows is one operation, where
-        # padding them one by one would copy all of them once per row on the way back.
-        null = self.dit.null_caption[:NULL_VISIBLE].to(hidden.dtype)
-        longest = max(hidden.shape[1], len(null))
-        rows = [F.pad(x, (0, 0, 0, longest - x.shape[-2])) for x in (hidden, null[None])]
-        table = torch.cat(rows).float()
-        null_mask = torch.arange(longest, device=mask.device)[None] < len(null)
-        visible = torch.cat((F.pad(mask, (0, longest - mask.shape[1])), null_mask))
         numbers = {caption: i for i, caption in enumerate(distinct)}
-        index = torch.tensor(
-            [
-                [
-                    len(distinct) if drop or chunk < layout.num_clean else numbers[caption]
-                    for chunk, caption in enumerate(item)
-                ]
-                for item, drop in zip(captions, dropped, strict=True)
-            ],
-            device=hidden.device,
+        # A clean chunk's caption may be nowhere else: its number is of no meaning.
+        index = [[numbers.get(caption, 0) for caption in item] for item in captions]
+        return gather_text(
+            hidden,
+            mask,
+            numbers=torch.tensor(index, device=hidden.device),
+            null=self.dit.null_caption,
+            null_text=flow.null_text,
         )
-        return table[index], visible[index]
 
     def _token_ids(self, caption: str) -> list[int]:
         if caption not in self.ids:
