@@ -25,9 +25,11 @@ from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.presets import DIT_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.presets import build_text_encoder
+from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.training.data import BatchStream, shuffled_index
+from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowBatch, FlowShares, corrupt, gather_text
 from onereel.training.latent_cache import LatentCache
@@ -72,7 +74,7 @@ class ToyboxMagiRecipe:
         map_block: the maps are read behind this block, counted from 0.
         init: folder of a run's export to start from, or empty.
         lr: AdamW's learning rate.
-        matrix_lr: Muon's learning rate for the blocks' matrices.
+        matrix_lr: Muon's learning rate for the blocks' matrices; None gives them to AdamW.
         workers: background processes that gather batches.
         validation_items: pieces of the fixed validation set, taken from the cache's end.
         trainer: settings of the loop.
@@ -94,7 +96,7 @@ class ToyboxMagiRecipe:
     map_block: int = 3
     init: str = ""
     lr: float = 1.5e-3
-    matrix_lr: float = 3e-3
+    matrix_lr: float | None = 3e-3
     workers: int = 1
     validation_items: int = 64
     trainer: TrainerConfig = field(
@@ -229,6 +231,8 @@ class MagiMethod(Method):
         cache: the latents, for the validation set.
     """
 
+    splits = exports_pipeline = True
+
     def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
         self.recipe = recipe
         self.seed = recipe.trainer.seed
@@ -319,7 +323,9 @@ class MagiMethod(Method):
             generator=generator,
             device=self.dit.device,
         )
-        text, mask = self._text(batch["captions"], flow)
+        rows = self.part.rows(len(flow.x))
+        flow = flow.take(rows)
+        text, mask = self._text(batch["captions"][rows], flow)
         reads = self.recipe.map_weight > 0
         block = self.dit.blocks[self.recipe.map_block] if reads else None
         with _output_of(block) as outputs:
@@ -327,10 +333,11 @@ class MagiMethod(Method):
         loss = flow.loss(velocity)
         if not reads:
             return loss, torch.zeros_like(loss)
-        maps = batch["maps"].to(self.dit.device)
+        maps = batch["maps"][rows].to(self.dit.device)
         t, h, w = maps.shape[2:]
         read = rearrange(self.reader(outputs[0]), "b (t h w) m -> b t h w m", t=t, h=h, w=w)
-        return loss, map_loss(read, maps, weight=flow.weight[:, 0, :, 0, 0])
+        weight = flow.weight[:, 0, :, 0, 0]
+        return loss, map_loss(read, maps, weight=weight, total=flow.total)
 
     def _text(self, captions: Sequence[Sequence[str]], flow: FlowBatch) -> tuple[Tensor, Tensor]:
         """Encode the captions; clean chunks and dropped items get the null caption."""
@@ -348,7 +355,7 @@ class MagiMethod(Method):
             hidden,
             mask,
             numbers=torch.tensor(index, device=hidden.device),
-            null=self.dit.null_caption,
+            null=through(self.dit, lambda dit: dit.null_caption[:NULL_VISIBLE]),
             null_text=flow.null_text,
         )
 
