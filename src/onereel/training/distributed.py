@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import io
 import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 
 from onereel.core.errors import ConfigError
 from onereel.training.method import Method, TrainerConfig
@@ -123,18 +125,21 @@ class Team:
         return float(both[0]), bool(both[1])
 
     def gather(self, value: Any) -> list[Any]:
-        """Collect a picklable value of every process, at every process.
+        """Collect a value of every process, at every process.
 
         Args:
-            value: that of this process.
+            value: that of this process, made of plain values and tensors.
 
         Returns:
             One per rank.
         """
-        found = [value] * self.count
-        if self.count > 1:
-            dist.all_gather_object(found, value)
-        return found
+        if self.count == 1:
+            return [value]
+        file = io.BytesIO()
+        torch.save(value, file)
+        found: list[bytes] = [b""] * self.count
+        dist.all_gather_object(found, file.getvalue())
+        return [torch.load(io.BytesIO(one), weights_only=True) for one in found]
 
 
 class Spread:
@@ -208,6 +213,15 @@ class Spread:
             if number == len(needed) or sum(p.numel() for p in bucket) >= _BUCKET:
                 _reduce_bucket(bucket)
                 bucket = []
+
+    def reshard(self) -> None:
+        """Let go of weights that a forward pass without a backward pass has gathered.
+
+        They would be used in the next pass, whatever the shards have become by then.
+        """
+        for network in self.method.networks.values():
+            if isinstance(network, FSDPModule):
+                network.reshard()
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[bool]:
@@ -285,7 +299,9 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def _call(network: nn.Module, call: Callable[[nn.Module], Value]) -> Value:
-    return call(network)
+    # FSDP hangs the beginning of the backward pass on what is returned; views lose it.
+    value: Value = tree_map_only(Tensor, lambda x: x.clone() if x._is_view() else x, call(network))
+    return value
 
 
 def _mode(method: Method, config: TrainerConfig) -> str:

@@ -266,6 +266,7 @@ class Trainer:
                 stack.enter_context(ema.applied(self.method.networks[name]))
             for network in self.method.networks.values():
                 stack.enter_context(evaluating(network))
+            stack.callback(self.spread.reshard)
             yield
 
     @property

@@ -14,7 +14,6 @@ from onereel.core.errors import ConfigError
 from onereel.training.checkpoint import random_state, restore_random_state
 from onereel.training.method import Method
 
-
 _ENABLERS: dict[str, dict[str, Any]] = {
     "enable_gradient_checkpointing": {},
     "gradient_checkpointing_enable": {

@@ -1,0 +1,147 @@
+"""Runs for `test_distributed.py`: here alone, or by two processes that torchrun starts.
+
+    torchrun --nproc-per-node 2 team_runs.py FOLDER
+
+Every run leaves its losses in its folder's log, and its averaged weights in its export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onereel.training.distributed import launched
+from onereel.training.engine import Method, Stream, Trainer, TrainerConfig, step_generator
+from onereel.training.optim import build_optimizers
+
+
+class Numbers:
+    """A stream whose batch i depends on i only."""
+
+    def batches(self, start: int) -> Iterator[Tensor]:
+        while True:
+            yield torch.randn(6, 12, generator=torch.Generator().manual_seed(start))
+            start += 1
+
+
+class Fit(Method):
+    """A network of blocks, of which one acts every second step; the loss is a weighted mean."""
+
+    splits = True
+
+    def __init__(self, *, muon: bool) -> None:
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(3)]
+        self.network = nn.Sequential(nn.ModuleDict({"blocks": nn.ModuleList(blocks)}))
+        self.network.forward = self._forward  # type: ignore[method-assign]
+        self.late = nn.Linear(12, 1)
+        self.networks = {"net": self.network, "late": self.late}
+        self.ema_names = ("net",)
+        rate = 1e-2 if muon else None
+        self.optimizers = {
+            **build_optimizers(self.network, lr=1e-2, matrix_lr=rate, name="net"),
+            **build_optimizers(self.late, lr=1e-2, name="late"),
+        }
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        return tuple(n for n in self.optimizers if not n.startswith("late") or step >= 4)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        for block in self.network[0]["blocks"]:
+            x = x + block(x)
+        return x
+
+    def train_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
+        noise = torch.randn(batch.shape, generator=step_generator(1, step)) * 0.1
+        weight = torch.rand(len(batch), generator=step_generator(1, step, tag="weight"))
+        rows = self.part.rows(len(batch))
+        output = self.network((batch + noise)[rows])
+        error = (output - batch[rows].flip(1)).square().mean(1)
+        error = error + (self.late(output)[:, 0] - 1).square()
+        return {"loss": (error * weight[rows]).sum() / weight.sum()}
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.network.state_dict(), folder / "weights.pt")
+
+
+def config(**changes: Any) -> TrainerConfig:
+    values = {"max_steps": 8, "schedule": "cosine", "warmup_steps": 2, "log_every": 1}
+    return TrainerConfig(**(values | changes))
+
+
+def fit(out: Path, *, muon: bool = False, **changes: Any) -> Trainer:
+    trainer = Trainer(Fit(muon=muon), Numbers(), config=config(**changes), out=out, quiet=True)
+    trainer.fit(resume=True)
+    return trainer
+
+
+def small_recipe(name: str, data: Path, **changes: Any) -> Any:
+    """Make a recipe with networks small enough for a test."""
+    from onereel.models.magi_dit.presets import DIT_PRESETS
+    from onereel.models.magi_vae import VAE_PRESETS
+    from onereel.models.text import presets
+    from onereel.training.recipes import load_recipe
+
+    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32}
+    VAE_PRESETS["tiny"] = {
+        **VAE_PRESETS["toybox"], **heads, "num_layers": 1, "height": 32, "width": 32,
+    }  # fmt: skip
+    DIT_PRESETS["tiny"] = {
+        **DIT_PRESETS["toybox"], **heads, "num_layers": 2, "num_kv_heads": 1,
+        "cross_attention_dim": 32, "caption_max_length": 64,
+    }  # fmt: skip
+    text = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    presets.TEXT_PRESETS = {  # type: ignore[misc]
+        **presets.TEXT_PRESETS, "tiny": {**presets.TEXT_PRESETS["toybox"], **text},
+    }  # fmt: skip
+    values = {
+        "toybox-vae": {
+            "height": 32, "width": 32, "batch_size": 4, "validation_clips": 4, "stats_clips": 8,
+        },
+        "toybox-magi": {
+            "cache": str(data / "clips"), "image_cache": "", "tokenizer": str(data / "tokenizer"),
+            "batch_size": 4, "image_batch_size": 4, "image_steps": 1, "image_every": 3,
+            "validation_items": 2, "map_block": 0,
+        },
+    }  # fmt: skip
+    recipe = load_recipe(name, {"preset": "tiny", "workers": 0, **values[name]})
+    loop = dataclasses.replace(
+        recipe.trainer, max_steps=3, max_minutes=None, schedule="constant", log_every=1,
+        warmup_steps=1, bf16=False, ema_decay=0.5,
+    )  # fmt: skip
+    return dataclasses.replace(recipe, trainer=loop, **changes)
+
+
+def train_recipe(recipe: Any, out: Path, **changes: Any) -> None:
+    method: Method
+    stream: Stream
+    method, stream = recipe.build()
+    loop = dataclasses.replace(recipe.trainer, **changes)
+    Trainer(method, stream, config=loop, out=out, quiet=True).fit()
+
+
+def run_all(out: Path, data: Path) -> None:
+    """Do every run of the tests."""
+    fit(out / "adamw")
+    fit(out / "muon", muon=True)
+    # What the other number of processes left halfway.
+    for name in ("adamw", "muon"):
+        fit(out / f"{name}-go-on", muon=name == "muon")
+    train_recipe(small_recipe("toybox-vae", data, matrix_lr=None), out / "vae")
+    for name, rate in (("magi", 3e-3), ("magi-adamw", None)):
+        train_recipe(small_recipe("toybox-magi", data, matrix_lr=rate), out / name)
+
+
+if __name__ == "__main__":
+    with launched("cpu"):
+        target, source = Path(sys.argv[1]), Path(sys.argv[2])
+        fit(target / "adamw-half", max_steps=5)
+        fit(target / "muon-half", max_steps=5, muon=True)
+        run_all(target, source)
