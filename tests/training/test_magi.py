@@ -425,4 +425,7 @@ def test_a_missing_tokenizer_is_trained(
     assert (folder / "tokenizer_config.json").is_file()
     assert len(method.tokenizer) == method.text.config.vocab_size <= 180
     (caption,) = itertools.islice(sample_captions(1, 7), 1)
-    assert method.tokenizer.decode(method._token_ids(caption), skip_special_tokens=True) == caption
+    assert (
+        method.tokenizer.decode(method.captions.token_ids(caption), skip_special_tokens=True)
+        == caption
+    )
