@@ -1,6 +1,4 @@
-"""Runs for `test_distributed.py`: here alone, or by two processes that torchrun starts.
-
-    torchrun --nproc-per-node 2 team_runs.py FOLDER
+"""Runs that tests do in other processes, and alone to compare with.
 
 Every run leaves its losses in its folder's log, and its averaged weights in its export.
 """
@@ -8,6 +6,7 @@ Every run leaves its losses in its folder's log, and its averaged weights in its
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +21,26 @@ from onereel.training.optim import build_optimizers
 
 
 class Numbers:
-    """A stream whose batch i depends on i only."""
+    """A stream whose batch i depends on i only; from `bad` on, nothing of it is a number."""
+
+    def __init__(self, bad: int = 10**9) -> None:
+        self.bad = bad
 
     def batches(self, start: int) -> Iterator[Tensor]:
         while True:
-            yield torch.randn(6, 12, generator=torch.Generator().manual_seed(start))
+            batch = torch.randn(6, 12, generator=torch.Generator().manual_seed(start))
+            yield batch if start < self.bad else batch * float("nan")
             start += 1
 
 
 class Fit(Method):
-    """A network of blocks, of which one acts every second step; the loss is a weighted mean."""
+    """Two networks, of which one begins late; the loss is a weighted mean over the batch."""
 
     splits = True
 
-    def __init__(self, *, muon: bool) -> None:
+    def __init__(self, *, muon: bool = False, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
+        self.dropout = dropout
         blocks = [nn.Sequential(nn.Linear(12, 12), nn.Tanh()) for _ in range(3)]
         self.network = nn.Sequential(nn.ModuleDict({"blocks": nn.ModuleList(blocks)}))
         self.network.forward = self._forward  # type: ignore[method-assign]
@@ -55,7 +59,8 @@ class Fit(Method):
     def _forward(self, x: Tensor) -> Tensor:
         for block in self.network[0]["blocks"]:
             x = x + block(x)
-        return x
+        # By torch's global generator, whose state is a part of the run.
+        return nn.functional.dropout(x, self.dropout)
 
     def train_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
         noise = torch.randn(batch.shape, generator=step_generator(1, step)) * 0.1
@@ -127,21 +132,43 @@ def train_recipe(recipe: Any, out: Path, **changes: Any) -> None:
     Trainer(method, stream, config=loop, out=out, quiet=True).fit()
 
 
-def run_all(out: Path, data: Path) -> None:
-    """Do every run of the tests."""
+def run_small(out: Path) -> None:
+    """Do the runs of small networks; those called `go-on` resume what is there."""
     fit(out / "adamw")
     fit(out / "muon", muon=True)
-    # What the other number of processes left halfway.
-    for name in ("adamw", "muon"):
-        fit(out / f"{name}-go-on", muon=name == "muon")
+    fit(out / "adamw-go-on")
+    fit(out / "muon-go-on", muon=True)
+
+
+def run_recipes(out: Path, data: Path) -> None:
+    """Do the runs of real recipes: sharded, replicated, sharded."""
     train_recipe(small_recipe("toybox-vae", data, matrix_lr=None), out / "vae")
     for name, rate in (("magi", 3e-3), ("magi-adamw", None)):
         train_recipe(small_recipe("toybox-magi", data, matrix_lr=rate), out / name)
 
 
+def run_rank(rank: int, count: int, port: int, out: Path, others: Path) -> None:
+    """Be one of several processes: what torchrun would set is set here."""
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in (address | sizes).items()})
+    with launched("cpu"):
+        # Half a run for one process to go on with, which has left halves for us.
+        fit(others / "adamw-go-on", max_steps=5)
+        fit(others / "muon-go-on", max_steps=5, muon=True)
+        fit(out / "hybrid", replicas=2)
+        run_small(out)
+
+
+def run_until_killed(out: Path, steps: int) -> None:
+    """Train and write a checkpoint after every step."""
+    torch.set_num_threads(1)
+    loop = config(max_steps=steps, checkpoint_minutes=0.0)
+    method = Fit(muon=True, dropout=0.1)
+    Trainer(method, Numbers(), config=loop, out=out, quiet=True).fit(resume=True)
+
+
 if __name__ == "__main__":
     with launched("cpu"):
-        target, source = Path(sys.argv[1]), Path(sys.argv[2])
-        fit(target / "adamw-half", max_steps=5)
-        fit(target / "muon-half", max_steps=5, muon=True)
-        run_all(target, source)
+        run_recipes(Path(sys.argv[1]), Path(sys.argv[2]))
