@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,12 +165,20 @@ def run_rank(rank: int, count: int, port: int, out: Path, others: Path) -> None:
         run_small(out)
 
 
-def run_until_killed(out: Path, steps: int) -> None:
-    """Train and write a checkpoint after every step."""
+def run_until_killed(out: Path, steps: int, end: int) -> None:
+    """Train, write a checkpoint after every step, and be killed soon after step `end`."""
     torch.set_num_threads(1)
+    threading.Thread(target=_kill, args=(out / "log.jsonl", end), daemon=True).start()
     loop = config(max_steps=steps, checkpoint_minutes=0.0)
     method = Fit(muon=True, dropout=0.1)
     Trainer(method, Numbers(), config=loop, out=out, quiet=True).fit(resume=True)
+
+
+def _kill(log: Path, end: int) -> None:
+    while not log.is_file() or len(log.read_bytes().splitlines()) < end:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.01))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ def measure_run(trainer: Trainer) -> dict[str, Any]:
         JSON values: bytes that stay (weights, gradients, optimizers, averages), per measured place
         the seconds of a step and what it keeps for the backward pass, and estimates for the run.
     """
-    from onereel.training.memory import measure_steps, state_bytes
+    from onereel.training.memory import measure_steps, memory_errors, state_bytes
 
     averages = [ema.shadow for ema in trainer.ema.values()]
     sizes = state_bytes(trainer.method, averages)
     middle = trainer.config.max_steps // 2 if trainer.config.max_steps else _LATER
-    steps = measure_steps(trainer, sorted({0, middle}))
+    with memory_errors():
+        steps = measure_steps(trainer, sorted({0, middle}))
     activations = max(step["activations_mib"] for step in steps)
     return {
         "processes": trainer.team.count,

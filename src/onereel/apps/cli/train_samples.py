@@ -116,4 +116,3 @@ def make_callbacks(method: Method, config: TrainerConfig, *, out: Path) -> list[
         hint = "this recipe's export makes no videos"
         raise ConfigError("sample_minutes", expected="0", got=config.sample_minutes, hint=hint)
     return [SampleSheets(out / "samples", config.sample_minutes)]
-
