@@ -17,13 +17,8 @@ import torch
 from torch import nn
 
 from onereel.core.errors import CheckpointError, ConfigError
-from onereel.models.magi_vae import VAE_PRESETS
-from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.models.text.tokenizer import train_tokenizer
 from onereel.training.distributed import Spread, Team, through
 from onereel.training.engine import Trainer
-from onereel.training.latent_cache import CacheConfig, build_cache, write_shard
-from onereel.world import sample_captions
 
 # Not measurements of the losses, which are close to float32's 1e-7: Muon makes matrices orthogonal
 # in bfloat16, where a rounding of the gradient may become one of 2^-9.
@@ -156,6 +151,13 @@ def test_a_plain_network_is_used_as_it_is() -> None:
 
 @pytest.mark.slow
 def test_torchrun_trains_the_recipes_as_one_process_does(tmp_path: Path) -> None:
+    # Imported here, since they take longer than all other tests of this file.
+    from onereel.models.magi_vae import VAE_PRESETS
+    from onereel.models.magi_vae.model import AutoencoderKLMagi1
+    from onereel.models.text.tokenizer import train_tokenizer
+    from onereel.training.latent_cache import CacheConfig, build_cache, write_shard
+    from onereel.world import sample_captions
+
     data, two, one = (tmp_path / name for name in ("data", "two", "one"))
     team_runs.small_recipe("toybox-vae", data)
     torch.manual_seed(0)

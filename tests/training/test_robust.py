@@ -143,7 +143,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
                 full.close()
 
         trainer = _trainer(tmp_path, checkpoint_minutes=0.0, callbacks=[_Every(act)])
-        with pytest.warns(UserWarning, match="no checkpoint at step .*no room on the disk") as seen:
+        with pytest.warns(UserWarning, match="no checkpoint at step .*the disk is full") as seen:
             trainer.fit()
     assert [str(one.message).split(":")[0][-1] for one in seen] == ["4", "5", "6"]
     assert _names(tmp_path) == ["step-00000007.pt", "step-00000008.pt"]
@@ -154,7 +154,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path: Path) -> None:
 def test_without_room_for_the_last_checkpoint_the_one_before_stays(tmp_path: Path) -> None:
     _trainer(tmp_path, max_steps=4).fit()
     size = (tmp_path / "checkpoints" / "step-00000004.pt").stat().st_size
-    with _largest_file(size // 2), pytest.raises(OutOfMemory, match="no room on the disk"):
+    with _largest_file(size // 2), pytest.raises(OutOfMemory, match="the disk is full"):
         _trainer(tmp_path).fit(resume=True)
     assert _names(tmp_path) == ["step-00000004.pt"]
     assert _trainer(tmp_path).fit(resume=True).progress.step == 8

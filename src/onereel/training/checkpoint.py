@@ -15,12 +15,13 @@ import random
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from onereel.core.errors import CheckpointError, OutOfMemory
 
@@ -85,53 +86,83 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: called with an open binary file.
 
     Raises:
-        OutOfMemory: the disk is full; nothing is left of the new file.
+        OutOfMemory: the disk is full; the half-written file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with disk_errors(path), temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(path) from error
         raise
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a full disk into ours.
+def is_disk_full(error: BaseException | None) -> bool:
+    """Recognise a full disk, also behind the errors with which libraries hide it.
 
     Args:
-        path: what is being written.
+        error: what was raised, or None.
+
+    Returns:
+        Whether it, or what it came from, says that no space or no quota is left.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, SafetensorError) and f"(os error {errno.ENOSPC})" in str(error):
+            return True
+        # Those of torch's CheckpointException, by rank.
+        if any(is_disk_full(failure[0]) for failure in getattr(error, "failures", {}).values()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full(path: Path) -> OutOfMemory:
+    """Say that a file could not be written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The error.
+    """
+    return OutOfMemory(
+        f"{path} cannot be written: the disk is full",
+        hint="free some space and repeat the command, with --resume if a run had begun; what was "
+        "saved before is whole",
+    )
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside its place, then put it there; half of one is never seen.
+
+    Args:
+        folder: its place; what was there is removed.
+        write: called with an empty folder to fill.
 
     Raises:
-        OutOfMemory: the disk is full.
+        OutOfMemory: the disk is full; the old folder is untouched.
     """
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
     try:
-        yield
-    except Exception as error:
-        reason = next((e.strerror for e in _causes(error) if e.errno in _FULL), None)
-        if reason is None:
-            raise
-        raise OutOfMemory(
-            f"no room on the disk for {path.name} ({reason})",
-            hint="free some space; the checkpoint before is untouched",
-        ) from error
-
-
-def _causes(error: BaseException | None) -> Iterator[OSError]:
-    """List the system's errors behind an error: torch's writers hide them behind their own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            yield error
-        # Those of a CheckpointException, by rank.
-        for failure in getattr(error, "failures", {}).values():
-            yield from _causes(failure[0])
-        error = error.__cause__ or error.__context__
+        staging.mkdir(parents=True)
+        write(staging)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_disk_full(error):
+            raise disk_full(folder) from error
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -147,6 +178,19 @@ def checkpoints(folder: Path) -> list[Path]:
         (match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name))]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint of a folder.
+
+    Args:
+        folder: folder of the checkpoints.
+
+    Returns:
+        The file or folder of the highest step, or None.
+    """
+    found = checkpoints(folder)
+    return found[-1] if found else None
 
 
 def remove_leftovers(folder: Path) -> None:

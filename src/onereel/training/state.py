@@ -31,7 +31,8 @@ from onereel.training.checkpoint import (
     DamagedCheckpoint,
     checkpoints,
     damage,
-    disk_errors,
+    disk_full,
+    is_disk_full,
     keep_last,
     random_state,
     read_file,
@@ -168,10 +169,14 @@ class Stored:
         plain = {k: v for k, v in state.items() if k not in _PARTS}
         plain["parts"] = {name: _without_tensors(state[name], name, tensors) for name in _PARTS}
         self.team.wait()
-        with disk_errors(part):
+        try:
             save(tensors, storage_writer=FileSystemWriter(part, sync_files=True))
-            if self.team.is_first:
-                write_atomically(part / _PLAIN, lambda file: torch.save(plain, file))
+        except CheckpointException as error:
+            if is_disk_full(error):
+                raise disk_full(part) from error
+            raise
+        if self.team.is_first:
+            write_atomically(part / _PLAIN, lambda file: torch.save(plain, file))
 
     def _finish(self, path: Path, keep: int, *, failed: bool) -> None:
         """Give a folder its name when all of it is on the disk, and tidy up."""
