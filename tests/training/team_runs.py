@@ -177,7 +177,7 @@ def run_until_killed(out: Path, steps: int, end: int) -> None:
 def _kill(log: Path, end: int) -> None:
     while not log.is_file() or len(log.read_bytes().splitlines()) < end:
         time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.01))
+    time.sleep(random.Random().uniform(0, 0.01))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -33,6 +33,17 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint that cannot be read, where an older one may be."""
 
 
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators.
+
+    Args:
+        seed: at least 0.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Collect the states of Python's, NumPy's and torch's global generators.
 

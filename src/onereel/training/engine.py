@@ -56,7 +56,7 @@ from torch import Tensor, nn
 
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.seeds import derive_seed
-from onereel.training.checkpoint import checkpoints, remove_leftovers
+from onereel.training.checkpoint import checkpoints, remove_leftovers, seed_generators
 from onereel.training.distributed import Spread, Team, full
 from onereel.training.ema import Ema
 from onereel.training.logs import RunLog
@@ -290,7 +290,7 @@ class Trainer:
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.checkpoint_folder)
         others = (self.team.rank,) if self.team.rank else ()
-        torch.manual_seed(derive_seed(self.config.seed, "run", *others))
+        seed_generators(derive_seed(self.config.seed, "run", *others))
         self.team.wait()
         found = restore_newest(self._stored, self.checkpoint_folder)
         if found is not None:
