@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import resource
@@ -158,6 +159,22 @@ def test_without_room_for_the_last_checkpoint_the_one_before_stays(tmp_path: Pat
         _trainer(tmp_path).fit(resume=True)
     assert _names(tmp_path) == ["step-00000004.pt"]
     assert _trainer(tmp_path).fit(resume=True).progress.step == 8
+
+
+def test_an_export_without_room_does_not_end_the_run(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, checkpoint_minutes=0.0)
+    export, calls = trainer.method.export, list[Path]()
+
+    def act(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        export(folder)
+
+    trainer.method.export = act  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="step 2: .*export cannot be written: the disk is full"):
+        assert trainer.fit().progress.step == 8
+    assert len(calls) == 9
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:

@@ -56,7 +56,13 @@ from torch import Tensor, nn
 
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.seeds import derive_seed
-from onereel.training.checkpoint import checkpoints, remove_leftovers, seed_generators
+from onereel.training.checkpoint import (
+    checkpoints,
+    disk_full,
+    is_disk_full,
+    remove_leftovers,
+    seed_generators,
+)
 from onereel.training.distributed import Spread, Team, full
 from onereel.training.ema import Ema
 from onereel.training.logs import RunLog
@@ -239,7 +245,7 @@ class Trainer:
             The checkpoint's path.
 
         Raises:
-            OutOfMemory: the disk is full; the checkpoints before are whole.
+            OutOfMemory: the disk is full; what was saved before is whole.
         """
         self._checkpoint = self._stored.save(self.checkpoint_folder, keep=self.config.keep)
         if export:
@@ -466,7 +472,12 @@ class Trainer:
         with self.averaged_weights(), torch.no_grad(), undisturbed():
             with self.spread.gathered() as acting:
                 if acting:
-                    self.method.export(self.out / "export")
+                    try:
+                        self.method.export(self.out / "export")
+                    except Exception as error:
+                        if is_disk_full(error):
+                            raise disk_full(self.out / "export") from error
+                        raise
 
 
 def _finite(*values: float) -> bool:
