@@ -137,8 +137,9 @@ class ShortcutMethod(Method):
 
     def __init__(self, recipe: ToyboxDistillRecipe, cache: LatentCache) -> None:
         self.recipe, self.seed = recipe, recipe.trainer.seed
-        self.pipeline = Magi1Pipeline.from_pretrained(recipe.teacher, torch_dtype=torch.float32)
-        self.teacher: Magi1Transformer3DModel = self.pipeline.transformer
+        self.pipeline = Magi1Pipeline.from_pretrained(recipe.teacher)
+        self.pipeline.text_encoder.float()
+        self.teacher: Magi1Transformer3DModel = self.pipeline.transformer.float()
         if self.teacher.config.enable_distillation:
             raise ConfigError(
                 f"{recipe.teacher}: teacher", expected="base weights", got="distilled ones"
