@@ -6,6 +6,7 @@ Every run leaves its losses in its folder's log, and its averaged weights in its
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,23 @@ def train_recipe(recipe: Any, out: Path, **changes: Any) -> None:
     method, stream = recipe.build()
     loop = dataclasses.replace(recipe.trainer, **changes)
     Trainer(method, stream, config=loop, out=out, quiet=True).fit()
+
+
+def processes() -> Any:
+    """Make processes from a server that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["team_runs"])
+    before = os.environ.get("PYTHONPATH")
+    # The only way by which Python 3.11 tells the server where modules are.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 def run_small(out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -37,9 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for name in ("adamw", "muon"):
         team_runs.fit(two / f"{name}-go-on", max_steps=5, muon=name == "muon")
-    # A server that has torch already makes processes quickly, and none of its threads is lost.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["team_runs"])
+    context = team_runs.processes()
     port = _free_port()
     ranks = [
         context.Process(target=team_runs.run_rank, args=(rank, 2, port, two, one))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import multiprocessing
 import resource
 import signal
 import sys
@@ -78,8 +77,7 @@ def _differences(left: Any, right: Any, where: str = "") -> Iterator[str]:
 
 def test_a_run_that_is_killed_three_times_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     steps = 60
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["team_runs"])
+    context = team_runs.processes()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     exits = []
     # Most of the time a checkpoint is written, so that some die while they write one.
