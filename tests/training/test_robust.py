@@ -185,8 +185,8 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "bit"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, how: str) -> None:
-    _trainer(tmp_path / "whole").fit()
-    _trainer(tmp_path, max_steps=6, checkpoint_minutes=0.0).fit()
+    _trainer(tmp_path / "whole", schedule="constant").fit()
+    _trainer(tmp_path, max_steps=6, checkpoint_minutes=0.0, schedule="constant").fit()
     newest = tmp_path / "checkpoints" / "step-00000006.pt"
     data = bytearray(newest.read_bytes())
     if how == "cut":
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, how: str) -> None:
         data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     with pytest.warns(UserWarning, match="step-00000006.pt cannot be read.*the one before"):
-        _trainer(tmp_path, keep=1).fit(resume=True)
+        _trainer(tmp_path, keep=1, schedule="constant").fit(resume=True)
     assert _names(tmp_path) == ["damaged-step-00000006.pt", "step-00000008.pt"]
     left, right = (
         read_file(run / "checkpoints" / "step-00000008.pt", torch.device("cpu"))

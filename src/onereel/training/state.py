@@ -201,7 +201,10 @@ class Stored:
                 for key, entry in stored.items()
                 if isinstance(entry, TensorStorageMetadata)
             }
-            load(tensors, storage_reader=reader, no_dist=self.team.count == 1)
+            with warnings.catch_warnings():
+                # That one process reads alone is meant so.
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                load(tensors, storage_reader=reader, no_dist=self.team.count == 1)
         except (
             OSError,
             RuntimeError,
