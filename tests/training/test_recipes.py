@@ -54,9 +54,19 @@ def test_settings_need_an_equals_sign() -> None:
 def test_command_lists_describes_and_refuses() -> None:
     runner = CliRunner()
     assert "toybox-vae" in runner.invoke(app, []).stdout
-    dry = runner.invoke(app, ["toybox-vae", "--dry-run", "--max-minutes", "3"])
+    small = [item for k in ("batch_size", "crowd") for item in ("--set", f"{k}=1")]
+    small += ["--set", "workers=0"]
+    dry = runner.invoke(app, ["toybox-vae", "--dry-run", "--max-minutes", "3", *small])
     data = json.loads(dry.stdout)
-    assert data["max_minutes"] == 3.0
+    assert data["max_minutes"] == data["estimated_minutes"] == 3.0
+    sizes, (first, middle) = data["memory_mib"], data["steps"]
+    assert sizes["total"] == pytest.approx(sum(sizes.values()) - sizes["total"], abs=0.5)
+    assert sizes["weights"] == sizes["gradients"] == sizes["averages"]
+    assert sizes["weights"] < sizes["optimizers"] < 2 * sizes["weights"]  # Muon's half and AdamW's
+    assert first["step"] == 0 < middle["step"] and first["seconds"] > 0
+    assert sizes["activations"] == max(first["activations_mib"], middle["activations_mib"]) > 0
+    steps = data["estimated_steps"] * data["estimated_seconds_per_step"]
+    assert steps == pytest.approx(180, rel=0.05)
     assert data["networks"]["vae"]["parameters"] == data["networks"]["vae"]["trained"] > 10**5
 
 

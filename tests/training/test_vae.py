@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.training.engine import Trainer
+from onereel.training.engine import Part, Trainer
+from onereel.training.memory import measure_steps
 from onereel.training.vae import (
     ToyboxVaeRecipe,
     VaeBatches,
@@ -119,3 +120,32 @@ def test_a_crowded_episode_holds_the_objects_of_several_scenes(
     assert saturated[1] > 2 * saturated[0]
     batches = VaeBatches(recipe)
     assert torch.equal(batches[9], VaeBatches(recipe)[9])  # depends on the index alone
+
+
+def test_activations_computed_twice_give_the_same_gradients_with_less_memory(
+    tiny_recipe: ToyboxVaeRecipe, tmp_path: Path
+) -> None:
+    found = []
+    for twice in (False, True):
+        loop = dataclasses.replace(tiny_recipe.trainer, activation_checkpointing=twice)
+        recipe = dataclasses.replace(tiny_recipe, trainer=loop)
+        trainer = Trainer(*recipe.build(), config=loop, out=tmp_path, quiet=True)
+        (measured,) = measure_steps(trainer, [0])
+        trainer.progress.step = 0
+        found.append((trainer.train_batch(VaeBatches(recipe)[0]), measured["activations_mib"]))
+    (kept, much), (computed, little) = found
+    assert computed == pytest.approx(kept, rel=1e-5) and kept["grad_norm"] > 0
+    assert little < 0.95 * much  # of two blocks; the pixels' share stays
+
+
+def test_a_whole_batch_is_the_sum_of_its_parts(tiny_recipe: ToyboxVaeRecipe) -> None:
+    method = VaeMethod(dataclasses.replace(tiny_recipe, batch_size=3))
+    batch = VaeBatches(method.recipe)[0]
+    whole = method.train_step(batch, 7)
+    sums = dict.fromkeys(whole, 0.0)
+    for index in range(2):
+        method.part = Part(index=index, count=2)
+        for name, value in method.train_step(batch, 7).items():
+            sums[name] += float(value.detach())
+    assert sums == pytest.approx({k: float(v.detach()) for k, v in whole.items()}, rel=1e-5)
+    assert method.finish(sums)["psnr"] == pytest.approx(psnr(float(whole["l2"].detach())))

@@ -1,19 +1,47 @@
-"""Files of a run: atomic checkpoints, of which the last few are kept."""
+"""Files of a run: atomic checkpoints, of which the last few are kept.
+
+One process, or several with whole networks, write a file `step-00000120.pt`; sharded networks a
+folder `step-00000120` in the format of `torch.distributed.checkpoint`. Any number of processes can
+read either. `state.py` says what is in them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pickle
 import random
+import re
+import shutil
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from onereel.core.errors import CheckpointError
+from onereel.core.errors import CheckpointError, OutOfMemory
+
+_NAME = re.compile(r"step-(\d+)(\.pt)?")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that cannot be read, where an older one may be."""
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators.
+
+    Args:
+        seed: at least 0.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
@@ -41,10 +69,24 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy(), position, has_gauss, gauss))
+    np.random.set_state(("MT19937", keys.cpu().numpy(), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder outlast a power cut; nothing where folders cannot be synced.
+
+    Args:
+        folder: the folder.
+    """
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -53,33 +95,100 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: the file.
         write: called with an open binary file.
+
+    Raises:
+        OutOfMemory: the disk is full; the half-written file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(path) from error
+        raise
 
 
-def save_checkpoint(state: dict[str, Any], folder: Path, *, step: int, keep: int) -> Path:
-    """Write a checkpoint atomically and remove old ones.
+def is_disk_full(error: BaseException | None) -> bool:
+    """Recognise a full disk, also behind the errors with which libraries hide it.
 
     Args:
-        state: tensors and plain values.
-        folder: folder of the checkpoints.
-        step: number of the step, part of the name.
-        keep: how many to keep.
+        error: what was raised, or None.
 
     Returns:
-        The new file.
+        Whether it, or what it came from, says that no space or no quota is left.
     """
-    path = folder / f"step-{step:08d}.pt"
-    write_atomically(path, lambda file: torch.save(state, file))
-    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
-        old.unlink()
-    return path
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, SafetensorError) and f"(os error {errno.ENOSPC})" in str(error):
+            return True
+        # Those of torch's CheckpointException, by rank.
+        if any(is_disk_full(failure[0]) for failure in getattr(error, "failures", {}).values()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full(path: Path) -> OutOfMemory:
+    """Say that a file could not be written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The error.
+    """
+    return OutOfMemory(
+        f"{path} cannot be written: the disk is full",
+        hint="free some space and repeat the command, with --resume if a run had begun; what was "
+        "saved before is whole",
+    )
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside its place, then put it there; half of one is never seen.
+
+    Args:
+        folder: its place; what was there is removed.
+        write: called with an empty folder to fill.
+
+    Raises:
+        OutOfMemory: the disk is full; the old folder is untouched.
+    """
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        write(staging)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_disk_full(error):
+            raise disk_full(folder) from error
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List the finished checkpoints of a folder.
+
+    Args:
+        folder: folder of the checkpoints.
+
+    Returns:
+        Files and folders, the oldest first.
+    """
+    found = [
+        (match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), pair[1].name))]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -89,43 +198,81 @@ def latest_checkpoint(folder: Path) -> Path | None:
         folder: folder of the checkpoints.
 
     Returns:
-        The file of the highest step, or None.
+        The file or folder of the highest step, or None.
     """
-    found = sorted(folder.glob("step-*.pt"))
+    found = checkpoints(folder)
     return found[-1] if found else None
 
 
-def load_checkpoint(
-    path: Path, names: Mapping[str, Collection[str]], *, device: torch.device
-) -> dict[str, Any]:
-    """Read a checkpoint and check that it belongs to the run.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written.
+
+    Args:
+        folder: folder of the checkpoints.
+    """
+    for path in (*folder.glob("step-*.tmp"), *folder.glob("step-*.part")):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, file or folder.
+
+    Args:
+        path: the checkpoint.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def keep_last(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints.
+
+    Args:
+        folder: folder of the checkpoints.
+        keep: how many to keep.
+    """
+    for old in checkpoints(folder)[:-keep]:
+        remove(old)
+
+
+def read_file(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint file, every byte of it checked.
 
     Args:
         path: the file.
-        names: the names the run has in each part: `networks`, `optimizers`, `ema`.
         device: where tensors go.
 
     Returns:
         The saved state.
 
     Raises:
-        CheckpointError: the file is damaged, or its names differ from the run's.
+        DamagedCheckpoint: the file is not whole, or a byte of it has changed.
     """
-    broken = CheckpointError(
-        f"checkpoint {path.name} cannot be read", hint="remove it and resume from the one before"
-    )
-    if not zipfile.is_zipfile(path):
-        raise broken
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, pickle.UnpicklingError) as error:
-        raise broken from error
-    for part, wanted in names.items():
-        if set(state[part]) != set(wanted):
-            raise CheckpointError(
-                f"checkpoint {path.name}: {part}",
-                expected=", ".join(wanted) or "none",
-                got=", ".join(state[part]) or "none",
-                hint="resume with the recipe the run was started with",
-            )
-    return state
+        # torch does not look at the checksums that its format has.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            return state
+        raise zipfile.BadZipFile(f"{damaged} has changed")
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise damage(path, error) from error
+
+
+def damage(path: Path, error: BaseException) -> DamagedCheckpoint:
+    """Describe damage.
+
+    Args:
+        path: the checkpoint.
+        error: what came of reading it.
+
+    Returns:
+        The error to raise.
+    """
+    return DamagedCheckpoint(
+        f"checkpoint {path.name} cannot be read ({error})",
+        hint="remove it and resume from the one before",
+    )

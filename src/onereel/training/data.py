@@ -131,6 +131,9 @@ class BatchStream:
             prefetch_factor=self.prefetch if self.workers else None,
             multiprocessing_context=self.start_method if self.workers else None,
             worker_init_fn=_prepare_worker,
+            # A loader draws a seed for its workers when it starts. From torch's global generator
+            # that draw would make a resumed run another one than an unbroken run.
+            generator=torch.Generator(),
         )
 
 

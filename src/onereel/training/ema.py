@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onereel.training.distributed import local
+
 
 def warm_decay(decay: float, updates: int) -> float:
     """Give the decay of one update: small at first, so that the start is forgotten.
@@ -26,7 +28,7 @@ def warm_decay(decay: float, updates: int) -> float:
 
 
 class Ema:
-    """Exponential moving average of a network's trained parameters, in float32.
+    """Exponential moving average of a network's trained parameters, in float32, sharded as they.
 
     Args:
         network: the network; parameters that need no gradient are left out.
@@ -51,8 +53,8 @@ class Ema:
         weight = 1.0 - warm_decay(self.decay, self.updates)
         self.updates += 1
         current = dict(network.named_parameters())
-        shadows = list(self.shadow.values())
-        values = [current[name].detach().float() for name in self.shadow]
+        shadows = [local(shadow) for shadow in self.shadow.values()]
+        values = [local(current[name].detach()).float() for name in self.shadow]
         torch._foreach_lerp_(shadows, values, weight)
 
     @contextlib.contextmanager

@@ -28,37 +28,56 @@ i only, so the data position is one number. See `data.BatchStream`.
 
 The learning rate of every parameter group is its own `lr` times the schedule's factor, which goes
 by the step (`constant`, `cosine`) or by the share of the wall-clock budget used (`time`); time
-spent before a resume counts. Steps whose gradient is not finite are skipped and counted.
+spent before a resume counts. Steps whose gradient is not finite are skipped and counted; too many
+in a row end the run. A resumed run of one process is the unbroken one to the bit on the same
+machine, unless its schedule is `time`: no two runs see the same clock.
+
+Several processes share every batch (`distributed.py`), and a process may go through its share in
+micro-batches (`accumulate`). A method that supports this says `splits = True`, draws random numbers
+for the whole batch, and returns the share of the losses that belongs to `self.part`:
+
+    rows = self.part.rows(len(batch))                     # all of them when there is one part
+    noise = torch.randn(shape_of_all, generator=step_generator(seed, step))[rows]
+    return {"loss": (weight[rows] * error(batch[rows], noise)).sum() / weight.sum()}
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
-import sys
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onereel.core.errors import ConfigError
+from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.seeds import derive_seed
 from onereel.training.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
+    checkpoints,
+    disk_full,
+    is_disk_full,
+    remove_leftovers,
+    seed_generators,
 )
+from onereel.training.distributed import Spread, Team, full
 from onereel.training.ema import Ema
+from onereel.training.logs import RunLog
+from onereel.training.loop import (
+    Every,
+    checkpoint_activations,
+    evaluating,
+    stop_signals,
+    undisturbed,
+)
+from onereel.training.memory import memory_errors, require_memory
 from onereel.training.method import (
+    Callback,
     Method,
+    Part,
     Progress,
     Stream,
     TrainerConfig,
@@ -68,9 +87,12 @@ from onereel.training.method import (
     to_device,
 )
 from onereel.training.optim import schedule_factor
+from onereel.training.state import Stored, restore_newest
 
 __all__ = [
+    "Callback",
     "Method",
+    "Part",
     "Progress",
     "Stream",
     "TrainResult",
@@ -84,11 +106,16 @@ class Trainer:
     """Runs a method on a stream, and writes the log, the checkpoints and the export.
 
     Args:
-        method: what is trained; its networks are moved to the config's device.
-        stream: where batches come from.
+        method: what is trained; its networks are moved to the config's device, and sharded where
+            several processes train.
+        stream: where batches come from; the same batches at every process.
         config: settings of the loop.
         out: folder of the run; created when missing.
         quiet: no progress lines on stderr.
+        callbacks: called every few minutes.
+
+    Raises:
+        ConfigError: the method cannot be trained with these settings.
     """
 
     def __init__(
@@ -99,12 +126,15 @@ class Trainer:
         config: TrainerConfig,
         out: str | Path,
         quiet: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.method, self.stream, self.config = method, stream, config
-        self.out, self.quiet = Path(out), quiet
+        self.out, self.callbacks = Path(out), tuple(callbacks)
         self.device = torch.device(config.device)
-        for network in method.networks.values():
-            network.to(self.device)
+        if config.activation_checkpointing:
+            checkpoint_activations(method)
+        self.team = Team.present(self.device)
+        self.spread = Spread(method, self.team, config=config)
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
         decay = config.ema_decay
@@ -114,7 +144,13 @@ class Trainer:
             name: [float(group["lr"]) for group in optimizer.param_groups]
             for name, optimizer in method.optimizers.items()
         }
+        self.log: RunLog | None = None
+        if self.team.is_first:
+            self.log = RunLog(self.out, quiet=quiet, tensorboard=config.tensorboard)
+        # What the forward passes run in; the dry run counts memory there.
+        self.around_forward: Callable[[], Any] = contextlib.nullcontext
         self._interrupted = False
+        self._started = 0.0
         self._checkpoint: Path | None = None
 
     @property
@@ -126,40 +162,30 @@ class Trainer:
         """Train until the limit of steps or minutes, or until SIGINT or SIGTERM.
 
         Args:
-            resume: go on from the newest checkpoint in the folder, if there is one.
+            resume: go on from the newest checkpoint that can be read, if there is one.
 
         Returns:
             How the run ended; a checkpoint has been written and the weights exported.
 
         Raises:
             ConfigError: the folder has checkpoints and `resume` is False.
+            CheckpointError: no checkpoint can be read, or they belong to another method.
+            OutOfMemory: memory does not suffice, or the disk had no room for the last checkpoint.
+            OneReelError: too many steps in a row were not finite.
         """
-        self._prepare(resume)
-        seconds_before, started = self.progress.seconds, time.monotonic()
-        validated = saved = logged = started
-        samples_logged = self.progress.samples
-        with _signals(self._interrupt):
-            batches = iter(self.stream.batches(self.progress.step))
-            while (reason := self._reason()) is None:
-                scalars = self._step(next(batches))
-                now = time.monotonic()
-                self.progress.seconds = seconds_before + now - started
-                if self.progress.step % self.config.log_every == 0:
-                    rate = (self.progress.samples - samples_logged) / max(now - logged, 1e-9)
-                    self._log_step(scalars, rate)
-                    logged, samples_logged = now, self.progress.samples
-                if now - validated >= self.config.validate_minutes * 60:
-                    self.validate()
-                    validated = time.monotonic()
-                if now - saved >= self.config.checkpoint_minutes * 60:
-                    self.save()
-                    saved = time.monotonic()
-            self.progress.seconds = seconds_before + time.monotonic() - started
-            # The last checkpoint comes before the validation, which may be slow or fail.
-            self.save(export=reason == "interrupted")
-            if reason != "interrupted":
-                self.validate()
-                self._export()
+        with memory_errors():
+            self._prepare(resume)
+            try:
+                with stop_signals(self._interrupt):
+                    reason = self._run()
+                    # The last checkpoint comes before the validation, which may be slow or fail.
+                    self.save(export=reason == "interrupted")
+                    if reason != "interrupted":
+                        self.validate()
+                        self._export()
+            finally:
+                if self.log is not None:
+                    self.log.close()
         return TrainResult(
             reason=reason,
             progress=self.progress,
@@ -167,13 +193,43 @@ class Trainer:
             checkpoint=self._checkpoint,
         )
 
+    def train_batch(self, batch: Any) -> dict[str, float]:
+        """Do one step, and count it.
+
+        Args:
+            batch: of the stream.
+
+        Returns:
+            The method's scalars and the norm of the gradient.
+
+        Raises:
+            OneReelError: too many steps in a row were not finite.
+        """
+        method, step = self.method, self.progress.step
+        acting = method.turn(step)
+        for network in method.networks.values():
+            network.train()
+        for optimizer in method.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        scalars = self._differentiate(to_device(batch, self.device), step)
+        self.spread.reduce([p for name in acting for p in self._parameters(name)])
+        norm = float(self._clip(acting))
+        self.progress.step += 1
+        self.progress.samples += count_samples(batch)
+        if _finite(norm, scalars["loss"]):
+            self._update(acting, step)
+            self.progress.bad_streak = 0
+        else:
+            self._skip()
+        return method.finish(scalars) | {"grad_norm": norm}
+
     def validate(self) -> dict[str, float]:
         """Measure the method with the averaged weights in place, and log the result.
 
         Returns:
             The method's metrics.
         """
-        with self.averaged_weights(), torch.no_grad():
+        with self.averaged_weights(), torch.no_grad(), undisturbed():
             self.metrics = self.method.validate(self.progress.step)
         if self.metrics:
             self._write_log({"event": "validation", **self.metrics})
@@ -187,19 +243,11 @@ class Trainer:
 
         Returns:
             The checkpoint's path.
+
+        Raises:
+            OutOfMemory: the disk is full; what was saved before is whole.
         """
-        state = {
-            "networks": {k: v.state_dict() for k, v in self.method.networks.items()},
-            "optimizers": {k: v.state_dict() for k, v in self.method.optimizers.items()},
-            "ema": {k: v.state_dict() for k, v in self.ema.items()},
-            "method": self.method.state_dict(),
-            "progress": asdict(self.progress),
-            "random": random_state(),
-        }
-        folder = self.checkpoint_folder
-        self._checkpoint = save_checkpoint(
-            state, folder, step=self.progress.step, keep=self.config.keep
-        )
+        self._checkpoint = self._stored.save(self.checkpoint_folder, keep=self.config.keep)
         if export:
             self._export()
         return self._checkpoint
@@ -208,23 +256,12 @@ class Trainer:
         """Go back to a checkpoint.
 
         Args:
-            path: a file that `save` wrote.
+            path: a file or folder that `save` wrote, with any number of processes.
 
         Raises:
-            CheckpointError: the file is damaged or belongs to another method.
+            CheckpointError: it is damaged or belongs to another method.
         """
-        parts: dict[str, Mapping[str, Any]] = {
-            "networks": self.method.networks,
-            "optimizers": self.method.optimizers,
-            "ema": self.ema,
-        }
-        state = load_checkpoint(path, parts, device=self.device)
-        for key, part in parts.items():
-            for name, item in part.items():
-                item.load_state_dict(state[key][name])
-        self.method.load_state_dict(state["method"])
-        self.progress = Progress(**state["progress"])
-        restore_random_state(state["random"])
+        self.progress = self._stored.restore(path)
         self._checkpoint = path
 
     @contextlib.contextmanager
@@ -234,20 +271,99 @@ class Trainer:
             for name, ema in self.ema.items():
                 stack.enter_context(ema.applied(self.method.networks[name]))
             for network in self.method.networks.values():
-                stack.enter_context(_evaluating(network))
+                stack.enter_context(evaluating(network))
+            stack.callback(self.spread.reshard)
             yield
 
+    @property
+    def _stored(self) -> Stored:
+        return Stored(
+            method=self.method,
+            ema=self.ema,
+            progress=self.progress,
+            team=self.team,
+            sharded=self.spread.mode == "shard",
+        )
+
     def _prepare(self, resume: bool) -> None:
-        found = latest_checkpoint(self.checkpoint_folder)
-        if found is not None and not resume:
+        if checkpoints(self.checkpoint_folder) and not resume:
             raise ConfigError(
                 str(self.out), expected="a folder without checkpoints", hint="use --resume"
             )
-        self.out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(derive_seed(self.config.seed, "run"))
+        require_memory(self.method, self.device)
+        self.team.wait()
+        if self.team.is_first:
+            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.checkpoint_folder)
+        others = (self.team.rank,) if self.team.rank else ()
+        seed_generators(derive_seed(self.config.seed, "run", *others))
+        self.team.wait()
+        found = restore_newest(self._stored, self.checkpoint_folder)
         if found is not None:
-            self.load(found)
+            self._checkpoint, self.progress = found
+        if self.log is not None:
+            self.log.start(self.progress.step)
         self._interrupted = False
+
+    def _run(self) -> str:
+        """Do steps until there is a reason to end."""
+        self._started = time.monotonic() - self.progress.seconds
+        logged, samples_logged = self.progress.seconds, self.progress.samples
+        save, validate = (
+            Every(self.config.checkpoint_minutes),
+            Every(self.config.validate_minutes),
+        )
+        calls = [(callback, Every(callback.minutes)) for callback in self.callbacks]
+        for timer in (save, validate, *(timer for _, timer in calls)):
+            timer.reset(self.progress.seconds)
+        batches = iter(self.stream.batches(self.progress.step))
+        while (reason := self._reason()) is None:
+            scalars = self.train_batch(next(batches))
+            self._tick()
+            if self.progress.step % self.config.log_every == 0:
+                passed = max(self.progress.seconds - logged, 1e-9)
+                self._log_step(scalars, (self.progress.samples - samples_logged) / passed)
+                logged, samples_logged = self.progress.seconds, self.progress.samples
+            if validate.is_due(self.progress.seconds):
+                self.validate()
+                validate.reset(self._tick())
+            for callback, timer in calls:
+                if timer.is_due(self.progress.seconds):
+                    self._call(callback)
+                    timer.reset(self._tick())
+            # Weights that have just begun to fail must not push out those that did not.
+            if save.is_due(self.progress.seconds) and not self.progress.bad_streak:
+                self._save_if_possible()
+                save.reset(self._tick())
+        return reason
+
+    def _tick(self) -> float:
+        """Read the clock, and hear whether any process was told to stop."""
+        passed = time.monotonic() - self._started
+        seconds, self._interrupted = self.team.agree(passed, stop=self._interrupted)
+        self.progress.seconds = seconds
+        return seconds
+
+    def _save_if_possible(self) -> None:
+        """Save, or go on without when the disk is full: there may be room at the next time."""
+        try:
+            self.save()
+        except OutOfMemory as error:
+            warnings.warn(f"no checkpoint at step {self.progress.step}: {error}", stacklevel=2)
+            self._write_log({"event": "checkpoint_failed", "error": str(error)})
+
+    def _call(self, callback: Callback) -> None:
+        """Call a callback at the first process, with whole averaged weights."""
+        values: Mapping[str, Any] = {}
+        with self.averaged_weights(), torch.no_grad(), undisturbed():
+            with self.spread.gathered() as acting:
+                if acting:
+                    try:
+                        values = callback.on_interval(self.progress.step, self.method)
+                    except (OneReelError, OSError) as error:
+                        warnings.warn(f"{callback.name} failed: {error}", stacklevel=2)
+                        values = {"error": str(error)}
+        self._write_log({"event": callback.name, **values})
 
     def _interrupt(self) -> None:
         self._interrupted = True
@@ -262,36 +378,37 @@ class Trainer:
             return "time"
         return None
 
-    def _factor(self) -> float:
+    def _factor(self, step: int) -> float:
         config, progress = self.config, self.progress
         share = 0.0
         if config.schedule == "time" and config.max_minutes:
             share = progress.seconds / (config.max_minutes * 60)
         elif config.schedule == "cosine" and config.max_steps:
-            share = progress.step / config.max_steps
-        warmup = min(1.0, (progress.step + 1) / max(1, config.warmup_steps))
+            share = step / config.max_steps
+        warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
         return warmup * schedule_factor(share, hold=config.hold, final=config.final_lr)
 
-    def _step(self, batch: Any) -> dict[str, float]:
-        method, step = self.method, self.progress.step
-        acting = method.turn(step)
-        for network in method.networks.values():
-            network.train()
-        for optimizer in method.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        batch = to_device(batch, self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
-            losses = method.train_step(batch, step)
-        losses["loss"].backward()
-        norm = self._clip(acting)
-        scalars = {name: float(value.detach()) for name, value in losses.items()}
-        if torch.isfinite(norm) and torch.isfinite(losses["loss"].detach()):
-            self._update(acting)
-        else:
-            self.progress.skipped += 1
-        self.progress.step += 1
-        self.progress.samples += count_samples(batch)
-        return scalars | {"grad_norm": float(norm)}
+    def _differentiate(self, batch: Any, step: int) -> dict[str, float]:
+        """Run the micro-batches of this process forward and backward; sum scalars over all."""
+        method, count = self.method, self.config.accumulate
+        totals: dict[str, Tensor] = {}
+        for micro in range(count):
+            method.part = Part(index=self.team.rank * count + micro, count=self.team.count * count)
+            self.spread.reduce_during(last=micro == count - 1)
+            with (
+                self.around_forward(),
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16),
+            ):
+                losses = method.train_step(batch, step)
+            (losses["loss"] * self.spread.loss_scale).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().double()
+        method.part = Part()
+        return self.team.add_up(totals)
+
+    def _parameters(self, name: str) -> list[nn.Parameter]:
+        groups = self.method.optimizers[name].param_groups
+        return [p for group in groups for p in group["params"]]
 
     def _clip(self, acting: tuple[str, ...]) -> Tensor:
         norms = []
@@ -300,14 +417,13 @@ class Trainer:
         for name in acting:
             # "generator.matrix" and "generator.other" belong to one network: clip them together.
             parameters = groups.setdefault(name.partition(".")[0], [])
-            for group in self.method.optimizers[name].param_groups:
-                parameters += [p for p in group["params"] if p.grad is not None]
+            parameters += [p for p in self._parameters(name) if p.grad is not None]
         for parameters in groups.values():
-            norms.append(nn.utils.clip_grad_norm_(parameters, limit))
+            norms.append(full(nn.utils.clip_grad_norm_(parameters, limit)))
         return torch.stack(norms).max() if norms else torch.zeros(())
 
-    def _update(self, acting: tuple[str, ...]) -> None:
-        factor = self._factor()
+    def _update(self, acting: tuple[str, ...], step: int) -> None:
+        factor = self._factor(step)
         for name in acting:
             optimizer = self.method.optimizers[name]
             for group, base in zip(optimizer.param_groups, self._base_lr[name], strict=True):
@@ -316,9 +432,22 @@ class Trainer:
         for name, ema in self.ema.items():
             ema.update(self.method.networks[name])
 
+    def _skip(self) -> None:
+        progress, limit = self.progress, self.config.max_bad_steps
+        progress.skipped += 1
+        progress.bad_streak += 1
+        if progress.bad_streak >= limit:
+            saved = "none" if self._checkpoint is None else self._checkpoint.name
+            raise OneReelError(
+                f"training diverged: loss or gradient was not finite {limit} times in a row, "
+                f"up to step {progress.step} (last checkpoint: {saved})",
+                hint="go on with --resume and a lower lr or grad_clip, or look at the data",
+            )
+
     def _log_step(self, scalars: Mapping[str, float], rate: float) -> None:
         first = next(iter(self._base_lr.values()))[0]
-        entry = {**scalars, "lr": first * self._factor(), "samples_per_s": round(rate, 2)}
+        factor = self._factor(self.progress.step)
+        entry = {**scalars, "lr": first * factor, "samples_per_s": round(rate, 2)}
         eta = self._eta()
         if eta is not None:
             entry["eta_s"] = round(eta, 1)
@@ -336,56 +465,20 @@ class Trainer:
         return max(0.0, min(left)) if left else None
 
     def _write_log(self, entry: Mapping[str, Any]) -> None:
-        line = {
-            "step": self.progress.step,
-            "seconds": round(self.progress.seconds, 2),
-            "skipped": self.progress.skipped,
-            **entry,
-        }
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if not self.quiet:
-            words = [
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()
-            ]
-            sys.stderr.write("  ".join(words) + "\n")
-            sys.stderr.flush()
+        if self.log is not None:
+            self.log.write(self.progress, entry)
 
     def _export(self) -> None:
-        with self.averaged_weights(), torch.no_grad():
-            self.method.export(self.out / "export")
+        with self.averaged_weights(), torch.no_grad(), undisturbed():
+            with self.spread.gathered() as acting:
+                if acting:
+                    try:
+                        self.method.export(self.out / "export")
+                    except Exception as error:
+                        if is_disk_full(error):
+                            raise disk_full(self.out / "export") from error
+                        raise
 
 
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
-
-
-@contextlib.contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a call of `stop`; the second acts as usual."""
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        while previous:
-            number, handler = previous.popitem()
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        restore()
-        stop()
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # not in the main thread, where signals cannot be caught
-        previous.clear()
-    try:
-        yield
-    finally:
-        restore()
+def _finite(*values: float) -> bool:
+    return all(math.isfinite(value) for value in values)

@@ -8,6 +8,7 @@ Source: MAGI-1 report (arXiv 2505.13211) sections 2.2 and 2.3; see `magi_layout.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class FlowBatch:
         layout: of the pieces.
         velocity: the true velocity, as `x`.
         weight: what counts, [B, 1, T, 1, 1].
+        total: sum of the weights of the whole batch, of which this may be a part.
         null_text: chunks that are shown the null caption, [B, R].
         caption_dropout: chunks whose modulation says so, [B, R].
     """
@@ -54,8 +56,21 @@ class FlowBatch:
     layout: Layout
     velocity: Tensor
     weight: Tensor
+    total: Tensor
     null_text: Tensor
     caption_dropout: Tensor
+
+    def take(self, rows: slice) -> FlowBatch:
+        """Give some of the items; the losses of all parts add up to that of the whole.
+
+        Args:
+            rows: which items.
+
+        Returns:
+            The part.
+        """
+        names = ("x", "times", "velocity", "weight", "null_text", "caption_dropout")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def predict(
         self, dit: Any, text: tuple[Tensor, Tensor], *, step_size: float | None = None
@@ -88,11 +103,11 @@ class FlowBatch:
             target: what it shall be; None for the true velocity.
 
         Returns:
-            Mean squared error, a scalar.
+            Mean squared error, a scalar; of a part, its share of the whole batch's.
         """
         target = self.velocity if target is None else target
         error = (velocity - target).square().mean(dim=(1, 3, 4), keepdim=True)
-        return (error * self.weight).sum() / self.weight.sum()
+        return (error * self.weight).sum() / self.total
 
 
 def corrupt(
@@ -151,6 +166,7 @@ def corrupt(
         layout=layout,
         velocity=latent - noise,
         weight=weight,
+        total=weight.sum(),
         null_text=null_text.to(device),
         caption_dropout=caption_dropout.to(device),
     )

@@ -29,6 +29,7 @@ from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.training.captions import CaptionEncoder
 from onereel.training.data import BatchStream, shuffled_index
+from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
 from onereel.training.latent_cache import LatentCache
@@ -76,7 +77,7 @@ class ToyboxMagiRecipe:
         map_block: the maps are read behind this block, counted from 0.
         init: folder of a run's export to start from, or empty.
         lr: AdamW's learning rate.
-        matrix_lr: Muon's learning rate for the blocks' matrices.
+        matrix_lr: Muon's learning rate for the blocks' matrices; None gives them to AdamW.
         workers: background processes that gather batches.
         validation_items: pieces of the fixed validation set, taken from the cache's end.
         trainer: settings of the loop.
@@ -99,7 +100,7 @@ class ToyboxMagiRecipe:
     map_block: int = 3
     init: str = ""
     lr: float = 1.5e-3
-    matrix_lr: float = 3e-3
+    matrix_lr: float | None = 3e-3
     workers: int = 1
     validation_items: int = 64
     trainer: TrainerConfig = field(
@@ -234,6 +235,8 @@ class MagiMethod(Method):
         cache: the latents, for the validation set.
     """
 
+    splits = exports_pipeline = True
+
     def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
         self.recipe = recipe
         self.seed = recipe.trainer.seed
@@ -315,7 +318,10 @@ class MagiMethod(Method):
             generator=generator,
             device=self.dit.device,
         )
-        text = self.captions(batch["captions"], flow, null=self.dit.null_caption)
+        rows = self.part.rows(len(flow.x))
+        flow = flow.take(rows)
+        null = through(self.dit, lambda dit: dit.null_caption[:])
+        text = self.captions(batch["captions"][rows], flow, null=null)
         reads = self.recipe.map_weight > 0
         block = self.dit.blocks[self.recipe.map_block] if reads else None
         with _output_of(block) as outputs:
@@ -323,10 +329,11 @@ class MagiMethod(Method):
         loss = flow.loss(velocity)
         if not reads:
             return loss, torch.zeros_like(loss)
-        maps = batch["maps"].to(self.dit.device)
+        maps = batch["maps"][rows].to(self.dit.device)
         t, h, w = maps.shape[2:]
         read = rearrange(self.reader(outputs[0]), "b (t h w) m -> b t h w m", t=t, h=h, w=w)
-        return loss, map_loss(read, maps, weight=flow.weight[:, 0, :, 0, 0])
+        weight = flow.weight[:, 0, :, 0, 0]
+        return loss, map_loss(read, maps, weight=weight, total=flow.total)
 
 
 def export_pipeline(

@@ -14,6 +14,26 @@ from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.training.optim import SCHEDULES
 
+SHARDINGS = ("auto", "shard", "replicate")
+
+
+class Callback(Protocol):
+    """Something to do every few minutes, such as making samples; rank 0 does it."""
+
+    @property
+    def name(self) -> str:
+        """Name of its lines in the log."""
+        ...
+
+    @property
+    def minutes(self) -> float:
+        """Minutes between two calls."""
+        ...
+
+    def on_interval(self, step: int, method: Method) -> Mapping[str, float]:
+        """Act, with the averaged weights in place; return what shall be logged."""
+        ...
+
 
 class Stream(Protocol):
     """Where batches come from."""
@@ -23,12 +43,56 @@ class Stream(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Which part of every batch a `train_step` shall compute.
+
+    A batch is split over processes and, in each, over the micro-batches of an accumulated step.
+
+    Args:
+        index: of the part, from 0.
+        count: of the parts.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, size: int) -> slice:
+        """Give the part's items.
+
+        Args:
+            size: items of the whole batch.
+
+        Returns:
+            Their range; the ranges of all parts are the batch.
+
+        Raises:
+            ConfigError: there are fewer items than parts.
+        """
+        if size < self.count:
+            hint = "use a larger batch, fewer processes, or a smaller accumulate"
+            raise ConfigError("batch", expected=f"at least {self.count} items", got=size, hint=hint)
+        return slice(size * self.index // self.count, size * (self.index + 1) // self.count)
+
+
 class Method:
-    """What is trained and how; see the module's docstring for the contract."""
+    """What is trained and how; see the module's docstring for the contract.
+
+    Args:
+        networks: saved in every checkpoint.
+        optimizers: by name; those of one prefix before the dot are clipped together.
+        ema_names: networks whose average is kept.
+        splits: `train_step` obeys `part`, so that several processes can share a batch.
+        exports_pipeline: the export is a folder that makes videos.
+        part: set by the trainer before every `train_step`; the whole batch elsewhere.
+    """
 
     networks: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     ema_names: tuple[str, ...] = ()
+    splits: bool = False
+    exports_pipeline: bool = False
+    part: Part = Part()
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the losses of one batch, without the backward pass.
@@ -38,9 +102,14 @@ class Method:
             step: number of the step, from 0.
 
         Returns:
-            Scalars by name; `loss` is differentiated, the others are logged.
+            Scalars by name; `loss` is differentiated, the others are logged. Of a `part`, its
+            share: what all parts return adds up to the values of the whole batch.
         """
         raise NotImplementedError
+
+    def finish(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Turn what the parts add up to into what is logged; nothing to do by default."""
+        return scalars
 
     def turn(self, step: int) -> tuple[str, ...]:
         """Name the optimizers that act in this step; all of them by default."""
@@ -81,6 +150,14 @@ class TrainerConfig:
         validate_minutes: minutes between validations.
         checkpoint_minutes: minutes between checkpoints.
         keep: number of checkpoints kept.
+        accumulate: micro-batches of a step; less memory, the same gradients.
+        activation_checkpointing: compute activations twice rather than keep them.
+        sharding: over several processes: `shard` (FSDP2), `replicate`, or `auto`: `shard` unless an
+            optimizer needs whole matrices (Muon).
+        replicas: groups of processes that each hold all shards (HSDP); 1 shards over all.
+        max_bad_steps: stop after so many skipped steps in a row.
+        tensorboard: write TensorBoard files into the run's folder as well.
+        sample_minutes: minutes between sheets of samples, of recipes that make videos; 0 for none.
     """
 
     max_steps: int | None = None
@@ -98,8 +175,21 @@ class TrainerConfig:
     validate_minutes: float = 5.0
     checkpoint_minutes: float = 2.0
     keep: int = 2
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    sharding: str = "auto"
+    replicas: int = 1
+    max_bad_steps: int = 10
+    tensorboard: bool = False
+    sample_minutes: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("keep", "accumulate", "replicas", "max_bad_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, expected="at least 1", got=getattr(self, name))
+        if self.sharding not in SHARDINGS:
+            expected = f"one of {', '.join(SHARDINGS)}"
+            raise ConfigError("sharding", expected=expected, got=self.sharding)
         if self.max_steps is None and self.max_minutes is None:
             raise ConfigError("max_steps", expected="max_steps or max_minutes to be set")
         if self.schedule not in SCHEDULES:
@@ -120,12 +210,14 @@ class Progress:
         seconds: wall-clock seconds spent, resumes included.
         samples: samples seen.
         skipped: steps skipped because the gradient was not finite.
+        bad_streak: how many of them in a row, up to now.
     """
 
     step: int = 0
     seconds: float = 0.0
     samples: int = 0
     skipped: int = 0
+    bad_streak: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,7 +64,9 @@ def scene_maps(episode: Episode, frames: Sequence[int]) -> Tensor:
     return torch.from_numpy(maps).half()
 
 
-def map_loss(reading: Tensor, maps: Tensor, *, weight: Tensor) -> Tensor:
+def map_loss(
+    reading: Tensor, maps: Tensor, *, weight: Tensor, total: Tensor | None = None
+) -> Tensor:
     """Compare a reading of the maps with the truth.
 
     Args:
@@ -72,13 +74,15 @@ def map_loss(reading: Tensor, maps: Tensor, *, weight: Tensor) -> Tensor:
             and of "no colour", and the velocity.
         maps: [B, NUM_MAPS, T, h, w].
         weight: of every latent frame, [B, T].
+        total: sum of the weights of the whole batch, where this is a part of one.
 
     Returns:
-        Scalar: two cross-entropies and a squared error, averaged over cells.
+        Scalar: two cross-entropies and a squared error, averaged over cells; of a part, its share
+        of the whole batch's.
     """
     reading, maps = reading.float(), rearrange(maps.float(), "b m t h w -> b t h w m")
     shapes, colours = len(SHAPES), len(COLOURS)
-    total = torch.zeros_like(reading[..., 0])
+    error = torch.zeros_like(reading[..., 0])
     start = 0
     for first, count in ((0, shapes), (shapes, colours)):
         share = maps[..., first : first + count].clamp(0, 1)
@@ -86,8 +90,8 @@ def map_loss(reading: Tensor, maps: Tensor, *, weight: Tensor) -> Tensor:
         target = torch.cat((share, empty), -1)
         target = target / target.sum(-1, keepdim=True)
         logits = reading[..., start : start + count + 1]
-        total = total - (target * F.log_softmax(logits, -1)).sum(-1)
+        error = error - (target * F.log_softmax(logits, -1)).sum(-1)
         start += count + 1
-    error = reading[..., start:] - maps[..., shapes + colours :]
-    total = total + error.square().sum(-1)
-    return (total * weight[..., None, None]).sum() / (weight.sum() * maps[0, 0, ..., 0].numel())
+    error = error + (reading[..., start:] - maps[..., shapes + colours :]).square().sum(-1)
+    total = weight.sum() if total is None else total
+    return (error * weight[..., None, None]).sum() / (total * maps[0, 0, ..., 0].numel())

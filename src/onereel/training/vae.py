@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae import VAE_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.data import BatchStream, ToyboxClips, to_video
+from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.optim import build_optimizers
 from onereel.world import Episode, render, sample_spec, simulate
@@ -319,6 +321,8 @@ class VaeMethod(Method):
         recipe: the settings.
     """
 
+    splits = True
+
     def __init__(self, recipe: ToyboxVaeRecipe) -> None:
         torch.manual_seed(derive_seed(recipe.trainer.seed, "vae-init"))
         self.recipe = recipe
@@ -347,26 +351,44 @@ class VaeMethod(Method):
             `loss` and its parts.
         """
         recipe = self.recipe
-        video = as_tiles(batch)
-        posterior = self.vae.encode(video).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
-        generator = step_generator(recipe.trainer.seed, step, tag="posterior")
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        output = self.vae.decode(mean + std * noise, as_image=False).sample.float()
+        whole = as_tiles(batch)
+        rows = self.part.rows(len(whole))
+        # Their mean is 1 over the whole batch, of which this may be a part.
         weights = pixel_weights(
-            video, object_weight=recipe.object_weight, motion_weight=recipe.motion_weight
-        )
+            whole, object_weight=recipe.object_weight, motion_weight=recipe.motion_weight
+        )[rows]
+        video = whole[rows]
+        mean, std = through(self.vae, lambda vae: _posterior(vae, video))
+        generator = step_generator(recipe.trainer.seed, step, tag="posterior")
+        noise = torch.randn((len(whole), *mean.shape[1:]), generator=generator)[rows].to(mean)
+        latent = mean + std * noise
+        output = through(self.vae, lambda vae: vae.decode(latent, as_image=False).sample).float()
         error = output - video
-        parts = {
+        terms = {
             "l1": (error.abs() * weights).mean(),
             "l2": (error.square() * weights).mean(),
             "edge": edge_error(error, weights),
             "chroma": ((error - error.mean(1, keepdim=True)).abs() * weights).mean(),
             "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
         }
-        loss = sum(getattr(recipe, name) * value for name, value in parts.items())
-        extra = {"latent_std": mean.detach().std(), "psnr": -10 * (parts["l2"] / 4).log10()}
-        return {"loss": torch.as_tensor(loss), **parts, **extra}
+        loss = sum(getattr(recipe, name) * value for name, value in terms.items())
+        values = mean.detach()
+        terms |= {"latent_mean": values.mean(), "latent_square": values.square().mean()}
+        share = len(video) / len(whole)
+        return {name: value * share for name, value in {"loss": loss, **terms}.items()}
+
+    def finish(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Take what is no mean over items from the means over the whole batch.
+
+        Args:
+            scalars: of `train_step`, summed over the parts of the batch.
+
+        Returns:
+            The same with the latents' deviation and the PSNR.
+        """
+        mean, square = scalars.pop("latent_mean"), scalars.pop("latent_square")
+        decibels = psnr(scalars["l2"]) if math.isfinite(scalars["l2"]) else math.nan
+        return {**scalars, "latent_std": max(square - mean**2, 0.0) ** 0.5, "psnr": decibels}
 
     @functools.cached_property
     def validation_tiles(self) -> Tensor:
@@ -449,5 +471,16 @@ class VaeMethod(Method):
         """Yield (video, reconstruction) in small batches, [B, 3, F, H, W], pixels clamped."""
         for part in torch.split(tiles, 16):
             video = as_tiles(part).to(self.vae.device)
-            latent = self.vae.encode(video).latent_dist.mode()
-            yield video, self.vae.decode(latent, as_image=False).sample.float().clamp(-1, 1)
+            yield video, through(self.vae, functools.partial(_round_trip, video=video))
+
+
+def _posterior(vae: AutoencoderKLMagi1, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode a video to the mean and the deviation of its latent, float32."""
+    posterior = vae.encode(video).latent_dist
+    return posterior.mean.float(), posterior.std.float()
+
+
+def _round_trip(vae: AutoencoderKLMagi1, *, video: Tensor) -> Tensor:
+    """Encode and decode a video, with its pixels clamped."""
+    latent = vae.encode(video).latent_dist.mode()
+    return vae.decode(latent, as_image=False).sample.float().clamp(-1, 1)

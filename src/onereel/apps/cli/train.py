@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from onereel.training.engine import Method, TrainerConfig
+    from onereel.training.recipes import Recipe
 
 CACHE, RECIPE = "cache", "recipe"
 
@@ -80,7 +81,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder of the run [runs/RECIPE]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print sizes and settings, train nothing")
+        bool,
+        typer.Option("--dry-run", help="take a few steps, print sizes and times, keep nothing"),
     ] = False,
     max_minutes: Annotated[
         float | None, typer.Option(help="end gracefully after this time")
@@ -139,7 +141,7 @@ def _run(
     max_minutes: float | None,
 ) -> int:
     # Imported late: `--help` must not wait for torch.
-    from onereel.training.engine import Trainer
+    from onereel.training.distributed import launched
     from onereel.training.recipes import RECIPES, load_recipe
 
     if name is None:
@@ -150,12 +152,28 @@ def _run(
     if max_minutes is not None:
         overrides["trainer.max_minutes"] = max_minutes
     recipe = load_recipe(name, overrides, file=config)
-    method, stream = recipe.build()
-    if dry_run:
-        typer.echo(json.dumps({"recipe": name, **describe(method, recipe.trainer)}, indent=2))
-        return 0
     folder = out or Path("runs") / name
-    result = Trainer(method, stream, config=recipe.trainer, out=folder).fit(resume=resume)
+    with launched(recipe.trainer.device):
+        return _train(name, recipe, folder, resume=resume, dry_run=dry_run)
+
+
+def _train(name: str, recipe: Recipe, folder: Path, *, resume: bool, dry_run: bool) -> int:
+    """Run a recipe, or measure it; of several processes the first one speaks."""
+    from onereel.apps.cli.train_dry_run import measure_run
+    from onereel.apps.cli.train_samples import make_callbacks
+    from onereel.training.engine import Trainer
+
+    method, stream = recipe.build()
+    config = recipe.trainer
+    callbacks = make_callbacks(method, config, out=folder)
+    sizes = describe(method, config)
+    trainer = Trainer(method, stream, config=config, out=folder, callbacks=callbacks)
+    if dry_run:
+        plan = {"recipe": name, **sizes, **measure_run(trainer)}
+        if trainer.team.is_first:
+            typer.echo(json.dumps(plan, indent=2))
+        return 0
+    result = trainer.fit(resume=resume)
     summary = {
         "reason": result.reason,
         "steps": result.progress.step,
@@ -165,7 +183,8 @@ def _run(
         "export": str(folder / "export"),
         **result.metrics,
     }
-    typer.echo(json.dumps(summary))
+    if trainer.team.is_first:
+        typer.echo(json.dumps(summary))
     return 130 if result.reason == "interrupted" else 0
 
 
@@ -194,22 +213,15 @@ def describe(method: Method, config: TrainerConfig) -> dict[str, Any]:
     """Say how large a run is.
 
     Args:
-        method: what would be trained.
+        method: what would be trained, not sharded yet.
         config: settings of the loop.
 
     Returns:
-        Parameters per network, bytes for weights, gradients, optimizers and averages (without
-        activations), and the limits of the run.
+        Parameters per network, and the limits of the run.
     """
     networks = {name: _count(network) for name, network in method.networks.items()}
-    trained = sum(size["trained"] for size in networks.values())
-    averaged = sum(networks[name]["trained"] for name in method.ema_names)
-    total = sum(size["parameters"] for size in networks.values())
-    # 4 bytes each: weights, gradients, AdamW's two moments (Muon keeps one), the average.
-    estimate = 4 * (total + 3 * trained + (averaged if config.ema_decay > 0 else 0))
     return {
         "networks": networks,
-        "memory_mib_without_activations": round(estimate / 2**20, 1),
         "max_steps": config.max_steps,
         "max_minutes": config.max_minutes,
         "schedule": config.schedule,
