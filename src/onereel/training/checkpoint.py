@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
+import shutil
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from onereel.core.errors import CheckpointError
+from onereel.core.errors import CheckpointError, OutOfMemory
 
 
 def random_state() -> dict[str, Any]:
@@ -53,14 +56,81 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: the file.
         write: called with an open binary file.
+
+    Raises:
+        OutOfMemory: the disk is full; the half-written file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(path) from error
+        raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Recognise a full disk, also behind the error with which torch hides it.
+
+    Args:
+        error: what was raised, or None.
+
+    Returns:
+        Whether it, or what it came from, says that no space or no quota is left.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, SafetensorError) and f"(os error {errno.ENOSPC})" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_full(path: Path) -> OutOfMemory:
+    """Say that a file could not be written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The error.
+    """
+    return OutOfMemory(
+        f"{path} cannot be written: the disk is full",
+        hint="free some space and repeat the command, with --resume if a run had begun; what was "
+        "saved before is whole",
+    )
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside its place, then put it there; half of one is never seen.
+
+    Args:
+        folder: its place; what was there is removed.
+        write: called with an empty folder to fill.
+
+    Raises:
+        OutOfMemory: the disk is full; the old folder is untouched.
+    """
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        write(staging)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_disk_full(error):
+            raise disk_full(folder) from error
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
 
 
 def save_checkpoint(state: dict[str, Any], folder: Path, *, step: int, keep: int) -> Path:

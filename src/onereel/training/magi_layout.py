@@ -52,16 +52,28 @@ class Layout:
         return clean + noisy
 
 
-def sample_layout(rng: np.random.Generator, *, t2v_share: float = 0.65) -> Layout:
+def sample_layout(
+    rng: np.random.Generator, *, t2v_share: float = 0.65, max_chunks: int | None = None
+) -> Layout:
     """Draw a layout.
 
     Args:
         rng: source of randomness.
         t2v_share: share of pieces that start a video; the others continue clean chunks.
+        max_chunks: longest piece, at least 1; None for no limit. Longer ones are drawn again.
 
     Returns:
         The layout.
     """
+    if max_chunks == 1:
+        t2v_share = 1.0  # a single chunk continues nothing
+    while True:
+        layout = _sample_any_layout(rng, t2v_share)
+        if max_chunks is None or layout.num_chunks <= max_chunks:
+            return layout
+
+
+def _sample_any_layout(rng: np.random.Generator, t2v_share: float) -> Layout:
     aligned = bool(rng.random() < 0.5)
     num_noisy = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.15, 0.15, 0.55]))
     starts = rng.random() < t2v_share
