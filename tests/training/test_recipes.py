@@ -106,7 +106,9 @@ def test_command_goes_on_with_a_cache_of_the_same_settings(
 def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, RecipeGroup)
-    assert group.list_commands(None) == ["toybox-vae", "toybox-magi", "cache"]
+    assert group.list_commands(None) == [
+        *("toybox-vae", "toybox-magi"), *("cache", "lora", "finetune"),
+    ]  # fmt: skip
     flags = {
         name: {
             flag for parameter in group.get_command(None, name).params for flag in parameter.opts

@@ -26,7 +26,7 @@ from onereel.training.own_data import OwnBatches
 ADAPTED = tuple(name for name in LORA_TARGETS if not name.startswith("ada_"))
 
 
-def make_method(recipe: OwnDataRecipe, base: Base, batches: OwnBatches | None) -> Method:
+def make_method(recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | None = None) -> Method:
     """Load the transformer and what trains it.
 
     Args:

@@ -90,6 +90,7 @@ class DataReport:
         skipped: what cannot, and why.
         notes: what is used though there is something to know about it.
         ignored: files that no caption names, or that are neither video, picture nor text.
+        told: findings that `lines` has yielded: left out, notes.
     """
 
     data: Path
@@ -97,6 +98,7 @@ class DataReport:
     skipped: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    told: tuple[int, int] = (0, 0)
 
     def skip(self, file: str, text: str) -> None:
         """Leave a file out.
@@ -133,23 +135,25 @@ class DataReport:
         write_atomically(folder / REPORT, lambda file: file.write(text))
 
     def lines(self) -> Iterator[str]:
-        """Say what was found, a line each; long lists are cut.
+        """Say what was found since the last call, a line each; long lists are cut.
 
         Yields:
-            Lines for the screen.
+            Lines for the screen; none when there is nothing new.
         """
-        videos, pictures = self.count("video"), self.count("picture")
-        left_out, ignored = len(self.skipped), len(self.ignored)
-        yield f"data {self.data}: {videos} videos and {pictures} pictures can be used" + (
-            f", {left_out} entries cannot" if left_out else ""
-        )
-        for word, findings in (("left out", self.skipped), ("note", self.notes)):
-            for finding in findings[:_SHOWN]:
+        findings = (self.skipped[self.told[0] :], self.notes[self.told[1] :])
+        self.told = len(self.skipped), len(self.notes)
+        for word, found in zip(("left out", "note"), findings, strict=True):
+            for finding in found[:_SHOWN]:
                 yield f"{word}: {finding.file}: {finding.text}"
-            if len(findings) > _SHOWN:
-                yield f"{word}: {len(findings) - _SHOWN} more, listed in {REPORT}"
-        if self.ignored:
-            yield f"ignored: {self.ignored[0]}" + (f" and {ignored - 1} more" * (ignored > 1))
+            if len(found) > _SHOWN:
+                yield f"{word}: {len(found) - _SHOWN} more, listed in {REPORT}"
+
+    def summary(self) -> str:
+        """Say in a line how much can be used."""
+        text = f"{self.count('video')} videos and {self.count('picture')} pictures can be used"
+        for findings, words in ((self.skipped, "left out"), (self.ignored, "other files ignored")):
+            text += f", {len(findings)} {words}" if findings else ""
+        return f"data {self.data}: {text}"
 
     def require_usable(self) -> None:
         """Refuse data of which nothing can be used.

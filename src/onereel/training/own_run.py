@@ -64,12 +64,12 @@ def prepare_run(
         raise ConfigError(str(out), expected="a folder without checkpoints", hint="use --resume")
     identity = _identity(recipe, base)
     _check_identity(identity, out)
-    report = scan_data(Path(recipe.data), base.shape)
+    report = check_data(recipe, base, say=say)
+    report.save(out)
+    report.require_usable()
     cache = _open_cache(base, out / "cache")
-    try:
-        _fill_cache(cache, report, base, say=say)
-    finally:  # also when it was interrupted: what is known by now
-        report.save(out)
+    _fill_cache(cache, report, base, say=say)
+    report.save(out)  # encoding opens every file to its end, and finds more
     for line in report.lines():
         say(line)
     report.require_usable()
@@ -82,7 +82,27 @@ def prepare_run(
         tokens=base.tokens,
         max_length=int(base.config["caption_max_length"]),
     )
-    return make_method(recipe, base, batches), BatchStream(batches, workers=recipe.workers)
+    return make_method(recipe, base, batches=batches), BatchStream(batches, workers=recipe.workers)
+
+
+def check_data(recipe: OwnDataRecipe, base: Base, *, say: Say) -> DataReport:
+    """Look at all files of the data, and say what was found.
+
+    Args:
+        recipe: names the data.
+        base: says what they are brought to.
+        say: takes lines for the screen.
+
+    Returns:
+        The report, possibly without a usable file.
+
+    Raises:
+        ConfigError: there is no such folder, nothing in it, or its JSONL has a broken line.
+    """
+    report = scan_data(Path(recipe.data), base.shape)
+    for line in (*report.lines(), report.summary()):
+        say(line)
+    return report
 
 
 def _open_cache(base: Base, folder: Path) -> OwnCache:
@@ -127,10 +147,10 @@ def _fill_cache(cache: OwnCache, report: DataReport, base: Base, *, say: Say) ->
 
 
 def _progress(what: str, say: Say) -> Callable[[int, int], None]:
-    """Report twenty times at most."""
+    """Say every few files how far it is."""
 
     def tell(done: int, wanted: int) -> None:
-        if done == wanted or done % max(1, wanted // 20) == 0:
+        if done == wanted or done % max(1, wanted // 5) == 0:
             say(f"{done}/{wanted} {what}")
 
     return tell

@@ -123,14 +123,12 @@ def _look(recipe: Any) -> None:
     """Check data and checkpoint, and print what would be trained."""
     from onereel.training.finetune import make_method
     from onereel.training.own_base import open_base
-    from onereel.training.own_files import scan_data
+    from onereel.training.own_run import check_data
 
     base = open_base(recipe)
-    report = scan_data(Path(recipe.data), base.shape)
-    for line in report.lines():
-        _say(line)
+    report = check_data(recipe, base, say=_say)
     report.require_usable()
-    sizes = describe(make_method(recipe, base, None), recipe.trainer)
+    sizes = describe(make_method(recipe, base), recipe.trainer)
     typer.echo(json.dumps({"data": report.to_dict(), "size": dataclasses.asdict(base.shape),
                            **sizes}, indent=2, ensure_ascii=False))  # fmt: skip
 
