@@ -103,8 +103,9 @@ def measure(pipe: Any, args: argparse.Namespace) -> dict[str, float]:
 def train(args: argparse.Namespace, data: Path, run: Path) -> dict[str, Any]:
     """Run the command as a user does; returns its summary."""
     command = [sys.executable, "-m", "onereel", "train", "lora", "--model", args.model]
-    command += ["--data", str(data), "--out", str(run), "--max-minutes", str(args.max_minutes)]
+    command += ["--data", str(data), "--out", str(run), "--steps", str(args.steps)]
     command += ["--rank", str(args.rank), "--lr", str(args.lr)]
+    command += ["--set", f"image_share={args.image_share}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -120,7 +121,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=16, help="that ask for white, at most 16")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--sample-steps", type=int, default=16)
-    parser.add_argument("--max-minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--image-share", type=float, default=0.6, help="single frames are cheap")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, help="keep data and run here")

@@ -72,7 +72,6 @@ class OwnDataRecipe:
             hold=0.5,
             warmup_steps=20,
             ema_decay=0.99,
-            bf16=True,
         )
     )
 

@@ -149,7 +149,9 @@ def _recipe(kind: str, flags: dict[str, Any]) -> Any:
         steps = _DEFAULT_STEPS
     values: dict[str, Any] = {"trainer.max_steps": steps, "trainer.max_minutes": minutes}
     values["trainer.schedule"] = "time" if steps is None else "cosine"
-    values |= {"trainer.seed": flags["seed"], "trainer.device": str(pick_device(flags["device"]))}
+    device = pick_device(flags["device"])
+    values |= {"trainer.seed": flags["seed"], "trainer.device": str(device)}
+    values["trainer.bf16"] = device.type == "cuda"  # on a CPU it is slower at these sizes
     values |= {name: flags.get(name) for name in ("rank", "alpha", "lr", "batch_size")}
     if flags["size"] is not None:
         values["width"], values["height"] = parse_size(flags["size"])
