@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from onereel.core.errors import CheckpointError, ShapeError
@@ -115,7 +116,7 @@ def test_key_map_changes_what_the_layouts_disagree_on() -> None:
 def test_unknown_official_tensor_is_refused() -> None:
     with pytest.raises(CheckpointError, match="unknown tensor 'decoder.weight'"):
         official_to_ours({"decoder.weight": torch.zeros(1)}, **LAYOUT, gated=False)
-    with pytest.raises(CheckpointError, match="unknown tensor 'blocks.0.other.weight'"):
+    with pytest.raises(CheckpointError, match="tensor 'blocks.0.other.weight' has no place"):
         ours_to_official({"blocks.0.other.weight": torch.zeros(1)}, **LAYOUT, gated=False)
 
 
@@ -158,6 +159,41 @@ def test_chunk_by_chunk_with_a_cache_equals_one_call(
             (torch.cat((a[0], b[0]), 2), torch.cat((a[1], b[1]), 2))
             for a, b in zip(old, output.key_values, strict=True)
         ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_only_places_tell_equal_tokens_apart(octaves: int) -> None:
+    _, times, text, mask = call_inputs(chunks=2)
+    call = (times[:, :1].expand(-1, 2), text[:, :1].expand(-1, 2, -1, -1))
+    blank = torch.ones(1, 4, 2 * FRAMES, 4, 6)
+    model = build(place_octaves=octaves)
+    output = model(blank, *call, kv_range=[(0, 1), (1, 2)]).sample
+    tokens = rearrange(output, "1 c t (h p) (w q) -> (t h w) (c p q)", p=2, q=2)
+    assert (tokens[1:] - tokens[:1]).abs().amax(1).gt(1e-3).any() == bool(octaves)
+    close(tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :])  # every chunk alike
+
+
+@torch.no_grad()
+def test_places_do_not_mind_a_cache() -> None:
+    latent, times, text, mask = call_inputs(chunks=2)
+    model = build(place_octaves=2)
+    whole = model(latent, times, text, mask, kv_range=[(0, 1), (0, 2)]).sample
+    first, second = (
+        (
+            latent[:, :, FRAMES * i : FRAMES * (i + 1)],
+            *(x[:, i : i + 1] for x in (times, text, mask)),
+        )
+        for i in range(2)
+    )
+    kept = model(*first, kv_range=[(0, 1)], keep_chunks=1).key_values
+    later = model(*second, kv_range=[(0, 2)], slice_point=1, past_key_values=kept).sample
+    close(later, whole[:, :, FRAMES:])
+
+
+def test_the_official_layout_has_no_places() -> None:
+    with pytest.raises(CheckpointError, match=r"place_embedder\.linear\.weight.*official"):
+        ours_to_official(build(place_octaves=1).state_dict(), **LAYOUT, gated=False)
 
 
 @torch.no_grad()
@@ -296,7 +332,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    model = build().train()
+    model = build(place_octaves=1).train()
     dropped = torch.tensor([[True, False, False]])
     model(*call_inputs(), caption_dropout=dropped).sample.square().mean().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from onereel.nn.embeddings import time_features
+from onereel.nn.embeddings import place_features, time_features
 from onereel.nn.layers import LayerNorm, LinearFp32, PatchEmbeddingFp32
 from onereel.nn.rope import RotaryBands, rotate
 
@@ -101,3 +101,20 @@ def test_layers_compute_in_the_stated_precision() -> None:
     torch.testing.assert_close(
         out[0, :, 0, 0, 0], patches.weight.float().flatten(1) @ corner, atol=1e-5, rtol=1e-5
     )
+
+
+def test_places_are_those_of_the_canvas_and_of_the_chunk() -> None:
+    features = place_features((6, 2, 4), num_chunks=2, octaves=2).unflatten(0, (6, 2, 4))
+    assert features.shape == (6, 2, 4, 15)
+    assert torch.equal(features[:3], features[3:])  # every chunk alike
+    frame, height, width = features.unflatten(-1, (3, 5)).unbind(-2)
+    assert width[0, 0, :, 0].tolist() == [-0.75, -0.25, 0.25, 0.75]
+    assert height[0, :, 0, 0].tolist() == [-0.5, 0.5]
+    torch.testing.assert_close(frame[:3, 0, 0, 0], torch.tensor([-2 / 3, 0, 2 / 3]))
+    torch.testing.assert_close(width[0, 0, :, 2], (math.tau * width[0, 0, :, 0]).sin())
+    torch.testing.assert_close(width[0, 0, :, 3], (math.pi * width[0, 0, :, 0]).cos())
+
+
+def test_a_finer_grid_names_the_places_between() -> None:
+    coarse, fine = (place_features((1, 1, size), num_chunks=1, octaves=0)[:, 2] for size in (2, 4))
+    torch.testing.assert_close(coarse, fine.unflatten(0, (2, 2)).mean(1))

@@ -15,16 +15,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from onereel.core.errors import CheckpointError, ConfigError
-from onereel.models.magi_dit.presets import DIT_PRESETS
 from onereel.models.magi_vae import VAE_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.models.text import presets as text_presets
 from onereel.models.text.special_tokens import NULL_VISIBLE
-from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.training.data import BatchStream
 from onereel.training.engine import Trainer
-from onereel.training.latent_cache import CacheConfig, LatentCache, build_cache, write_shard
+from onereel.training.latent_cache import LatentCache
 from onereel.training.magi import (
     TOYBOX_SAMPLING,
     WIDTH,
@@ -33,57 +30,10 @@ from onereel.training.magi import (
     ToyboxMagiRecipe,
 )
 from onereel.training.magi_layout import Layout
-from onereel.training.method import TrainerConfig
 from onereel.world import sample_captions
 
-TINY_VAE = VAE_PRESETS["toybox"] | {
-    "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 1,
-    "height": 32, "width": 32,
-}  # fmt: skip
-TINY_DIT = DIT_PRESETS["toybox"] | {
-    "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "num_kv_heads": 1,
-    "cross_attention_dim": 32, "ffn_dim": 32, "caption_max_length": 64,
-}  # fmt: skip
-TINY_TEXT = {
-    **text_presets.TEXT_PRESETS["toybox"], "d_model": 32, "d_kv": 16, "d_ff": 32,
-    "num_layers": 1, "num_heads": 2,
-}  # fmt: skip
 START = Layout(num_clean=0, ages=(1, 0), aligned=False)
 CONTINUE = Layout(num_clean=1, ages=(2, 1, 0), aligned=True)
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny VAE, a tokenizer, a cache of 16 clips and one of 8 images."""
-    folder = tmp_path_factory.mktemp("magi")
-    torch.manual_seed(0)
-    vae = AutoencoderKLMagi1(**TINY_VAE).eval()
-    vae.save_pretrained(folder / "vae")
-    small: dict[str, Any] = {
-        "vae": str(folder / "vae"), "height": 32, "width": 32, "shard_size": 8, "min_chunks": 4,
-        "max_chunks": 6, "timeline_share": 0.5,
-    }  # fmt: skip
-    for name, changes, shards in (("clips", {}, 2), ("images", {"images_only": True}, 1)):
-        config = CacheConfig(**(small | changes))
-        next(build_cache(config, folder / name, clips=0))
-        for shard in range(shards):
-            write_shard(vae, config, folder=folder / name, shard=shard)
-    train_tokenizer(sample_captions(300, 0), folder / "tokenizer", vocab_size=200)
-    return folder
-
-
-@pytest.fixture
-def recipe(stored: Path, monkeypatch: pytest.MonkeyPatch) -> ToyboxMagiRecipe:
-    """The recipe with tiny networks and the stored data."""
-    monkeypatch.setitem(DIT_PRESETS, "tiny", TINY_DIT)
-    texts = {**text_presets.TEXT_PRESETS, "tiny": TINY_TEXT}
-    monkeypatch.setattr(text_presets, "TEXT_PRESETS", texts)
-    trainer = TrainerConfig(max_steps=4, warmup_steps=2, log_every=1, bf16=True, ema_decay=0.9)
-    return ToyboxMagiRecipe(
-        preset="tiny", cache=str(stored / "clips"), image_cache=str(stored / "images"),
-        tokenizer=str(stored / "tokenizer"), batch_size=2, image_batch_size=3, image_steps=2,
-        image_every=3, workers=0, validation_items=3, map_weight=0.0, map_block=0, trainer=trainer,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -425,4 +375,7 @@ def test_a_missing_tokenizer_is_trained(
     assert (folder / "tokenizer_config.json").is_file()
     assert len(method.tokenizer) == method.text.config.vocab_size <= 180
     (caption,) = itertools.islice(sample_captions(1, 7), 1)
-    assert method.tokenizer.decode(method._token_ids(caption), skip_special_tokens=True) == caption
+    assert (
+        method.tokenizer.decode(method.captions.token_ids(caption), skip_special_tokens=True)
+        == caption
+    )

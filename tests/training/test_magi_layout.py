@@ -8,8 +8,6 @@ import torch
 
 from onereel.samplers.plan import ChunkCall, ChunkSampleConfig, plan_calls
 from onereel.training.magi_layout import (
-    VISIBLE,
-    WINDOW,
     Layout,
     magi_times,
     random_times,
@@ -17,41 +15,52 @@ from onereel.training.magi_layout import (
     sample_times,
 )
 
-CONFIG = ChunkSampleConfig(num_steps=16)
-STEPS = CONFIG.steps_per_stage
+CONFIGS = {
+    4: ChunkSampleConfig(num_steps=16),
+    1: ChunkSampleConfig(num_steps=16, window_size=1, noise2clean_kvrange=(2,)),
+}
 
 
-def _layouts(count: int = 600, **shares: float) -> list[Layout]:
+def _layouts(count: int = 600, *, t2v_share: float = 0.65, window: int = 4) -> list[Layout]:
     rng = np.random.default_rng(0)
-    return [sample_layout(rng, **shares) for _ in range(count)]
+    return [sample_layout(rng, t2v_share=t2v_share, window=window) for _ in range(count)]
 
 
-DISTINCT = sorted(
-    {(layout.num_clean, layout.ages) for layout in _layouts()}, key=lambda pair: repr(pair)
+ALL = sorted(
+    {
+        (window, layout.num_clean, layout.ages)
+        for window in CONFIGS
+        for layout in _layouts(window=window)
+    },
+    key=repr,
 )
+DISTINCT = [(num_clean, ages) for window, num_clean, ages in ALL if window == 4]
 
 
 def _stage_of(layout: Layout) -> list[ChunkCall]:
     """Find the steps of the sampler's stage with these chunks in flight at these ages."""
+    config = CONFIGS[layout.window]
+    steps = config.steps_per_stage
     flying = tuple(range(layout.num_clean, layout.num_chunks))
     return [
         call
         for given in {0, layout.num_clean}
-        for call in plan_calls(CONFIG, num_chunks=layout.num_chunks, num_prefix_chunks=given)
-        if call.chunks == flying and tuple(i // STEPS for i in call.grid_indices) == layout.ages
+        for call in plan_calls(config, num_chunks=layout.num_chunks, num_prefix_chunks=given)
+        if call.chunks == flying and tuple(i // steps for i in call.grid_indices) == layout.ages
     ]
 
 
-@pytest.mark.parametrize(("num_clean", "ages"), DISTINCT)
+@pytest.mark.parametrize(("window", "num_clean", "ages"), ALL)
 def test_every_layout_is_a_stage_of_the_sampler(
-    num_clean: int, ages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    window: int, num_clean: int, ages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = Layout(num_clean=num_clean, ages=ages, aligned=True)
+    layout = Layout(num_clean=num_clean, ages=ages, aligned=True, window=window)
+    steps = CONFIGS[window].steps_per_stage
     calls = _stage_of(layout)
-    assert {call.step_in_stage for call in calls} == set(range(STEPS))
+    assert {call.step_in_stage for call in calls} == set(range(steps))
     for call in calls:
         assert tuple(layout.kv_range()[num_clean:]) == call.ranges
-        phase = call.step_in_stage / STEPS
+        phase = call.step_in_stage / steps
         with monkeypatch.context() as patch:
             patch.setattr(torch, "rand", lambda shape, generator, p=phase: torch.full(shape, p))
             times = sample_times(layout, 2, generator=torch.Generator())
@@ -75,9 +84,11 @@ def test_no_chunk_looks_outside_the_piece(num_clean: int, ages: tuple[int, ...])
         assert 0 <= start < end == chunk + 1
 
 
-def test_constants_are_the_samplers_own() -> None:
-    assert VISIBLE == CONFIG.noise2clean_kvrange and WINDOW == CONFIG.window_size
-    assert CONFIG.clean_chunk_kvrange == 1
+def test_a_window_of_one_starts_or_continues_one_clean_chunk() -> None:
+    assert [(num_clean, ages) for window, num_clean, ages in ALL if window == 1] == [
+        (0, (0,)),
+        (1, (0,)),
+    ]
 
 
 def test_shares() -> None:
@@ -119,7 +130,7 @@ def test_aligned_chunks_share_one_phase() -> None:
     layout = Layout(num_clean=1, ages=(3, 2, 1), aligned=True)
     t = sample_times(layout, 300, generator=torch.Generator().manual_seed(2))[:, 1:].double()
     u = (t / (1 / 3 + 2 / 3 * t)).sqrt()  # the inverse of shift 3
-    phase = u * WINDOW - torch.tensor([3, 2, 1])
+    phase = u * layout.window - torch.tensor([3, 2, 1])
     assert (phase - phase[:, :1]).abs().max() < 1e-4
     assert phase.min() > -1e-4 and phase.max() < 1 and phase.std() > 0.2
 

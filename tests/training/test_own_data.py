@@ -84,7 +84,7 @@ def test_layouts_are_limited_and_otherwise_as_before() -> None:
     for found, limit in ((plain, None), (limited, 6)):
         rng = np.random.default_rng(3)
         found += [sample_layout(rng, max_chunks=limit) for _ in range(50)]
-    assert plain == limited  # six chunks are the longest there is
+    assert plain == limited  # six chunks are the longest there is in a window of four
     rng = np.random.default_rng(0)
     for most in (1, 2, 3):
         drawn = {sample_layout(rng, t2v_share=0.0, max_chunks=most).num_chunks for _ in range(40)}
@@ -110,6 +110,14 @@ def test_pictures_alone_give_single_frames_alone(tmp_path: Path) -> None:
         numbers = [int(batch["hidden"][row, 0, 0]) for row in batch["numbers"][:, 0]]
         assert [value // 100 for value in first_values(batch["latent"])] == numbers
     assert list(batches.fixed()) == ["image"]
+
+
+def test_pieces_are_those_of_the_checkpoints_window(clips: list[OwnClip]) -> None:
+    batches = OwnBatches(clips, RECIPE, window=1)
+    layouts = [batch["layout"] for batch in map(batches.__getitem__, range(20))]
+    assert {layout.num_chunks for layout in layouts if layout} == {1, 2}
+    assert all(layout.window == 1 for layout in layouts if layout)
+    assert batches.fixed()["video"]["layout"].num_chunks == 1
 
 
 def test_the_fixed_batches_show_the_longest_pieces(clips: list[OwnClip]) -> None:

@@ -107,8 +107,13 @@ def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, RecipeGroup)
     assert group.list_commands(None) == [
-        *("toybox-vae", "toybox-magi"), *("cache", "lora", "finetune"),
-    ]  # fmt: skip
+        "toybox-vae",
+        "toybox-magi",
+        "toybox-magi-distill",
+        "cache",
+        "lora",
+        "finetune",
+    ]
     flags = {
         name: {
             flag for parameter in group.get_command(None, name).params for flag in parameter.opts

@@ -67,7 +67,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def pin_threads() -> None:
     """Keep the number of CPU threads from changing while a video is made.
 
-    Some matrix libraries take fewer threads when the machine is busy and then sum in another order.
-    That this was why a repeated run rarely differed is a guess; docs/log.md has the counts.
+    Some matrix libraries may take fewer threads when the machine is busy, and then sum in another
+    order.
     """
     torch.set_num_threads(torch.get_num_threads())

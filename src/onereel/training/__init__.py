@@ -5,6 +5,6 @@ the optimizers and the learning-rate schedules, `ema.py` the averaged weights, `
 files of a run, `data.py` the streams and `latent_cache.py` the stored latents, `recipes.py` the
 names that `onereel train` knows and `vae.py` the recipe of the toybox VAE. `flow.py` is what all
 trainings of a transformer share. Training on somebody's own videos starts in `own_run.py`:
-`own_files.py` checks them, `own_cache.py` encodes them, `own_data.py` makes batches and `finetune.py`
-trains a LoRA or all weights.
+`own_files.py` checks them, `own_cache.py` encodes them, `own_data.py` makes batches and
+`finetune.py` trains a LoRA or all weights.
 """

@@ -94,14 +94,14 @@ class _OwnDataMethod(Method):
             generator=generator,
             device=device,
         )
-        text, mask = gather_text(
+        text = gather_text(
             batch["hidden"].to(device),
             batch["mask"].to(device),
             numbers=batch["numbers"].to(device),
             null=self.dit.null_caption,
             null_text=flow.null_text,
         )
-        return flow.loss(flow.predict(self.dit, text, mask))
+        return flow.loss(flow.predict(self.dit, text))
 
 
 class _Adapters(nn.Module):

@@ -57,13 +57,15 @@ class FlowBatch:
     null_text: Tensor
     caption_dropout: Tensor
 
-    def predict(self, dit: Any, text: Tensor, mask: Tensor) -> Tensor:
+    def predict(
+        self, dit: Any, text: tuple[Tensor, Tensor], *, step_size: float | None = None
+    ) -> Tensor:
         """Ask a transformer for the velocity.
 
         Args:
             dit: a `Magi1Transformer3DModel`.
-            text: per chunk, [B, R, S, K].
-            mask: visible tokens, [B, R, S].
+            text: per chunk rows [B, R, S, K] and visible tokens [B, R, S].
+            step_size: of distilled weights, see `samplers.schedule.step_size`.
 
         Returns:
             The velocity, as `x`.
@@ -71,23 +73,25 @@ class FlowBatch:
         velocity: Tensor = dit(
             self.x,
             self.times,
-            text,
-            mask,
+            *text,
             kv_range=self.layout.kv_range(),
             caption_dropout=self.caption_dropout,
+            step_size=step_size,
         ).sample
         return velocity
 
-    def loss(self, velocity: Tensor) -> Tensor:
+    def loss(self, velocity: Tensor, target: Tensor | None = None) -> Tensor:
         """Compare a velocity with the truth, on the frames that are not given.
 
         Args:
             velocity: as `x`.
+            target: what it shall be; None for the true velocity.
 
         Returns:
             Mean squared error, a scalar.
         """
-        error = (velocity - self.velocity).square().mean(dim=(1, 3, 4), keepdim=True)
+        target = self.velocity if target is None else target
+        error = (velocity - target).square().mean(dim=(1, 3, 4), keepdim=True)
         return (error * self.weight).sum() / self.weight.sum()
 
 
@@ -99,6 +103,7 @@ def corrupt(
     shares: FlowShares,
     generator: torch.Generator,
     device: torch.device,
+    times: Tensor | None = None,
 ) -> FlowBatch:
     """Draw noise levels and noise, and mix them into a batch.
 
@@ -109,6 +114,7 @@ def corrupt(
         shares: how often the first frame is given, and the caption dropped.
         generator: source of randomness, on the CPU.
         device: where the batch goes.
+        times: flow time per chunk [B, R] instead of drawn ones.
 
     Returns:
         The batch.
@@ -116,12 +122,13 @@ def corrupt(
     size = latent.shape[0]
     if layout is None:
         layout = SINGLE_FRAME
-        times = random_times((size, 1), generator)
+        drawn = random_times((size, 1), generator)
         is_given = torch.zeros(size, dtype=torch.bool)
     else:
-        times = sample_times(layout, size, generator=generator)
+        drawn = sample_times(layout, size, generator=generator)
         share = 0.0 if layout.num_clean else shares.i2v
         is_given = torch.rand(size, generator=generator) < share
+    times = drawn if times is None else times
     frames = latent.shape[2] // layout.num_chunks
     noise = torch.randn(latent.shape, generator=generator)
     dropped = torch.rand(size, generator=generator) < shares.drop

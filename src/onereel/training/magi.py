@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.presets import build_text_encoder
 from onereel.models.text.tokenizer import train_tokenizer
 from onereel.pipelines.magi1 import Magi1Pipeline
+from onereel.training.captions import CaptionEncoder
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
-from onereel.training.flow import FlowBatch, FlowShares, corrupt, gather_text
+from onereel.training.flow import FlowShares, corrupt
 from onereel.training.latent_cache import LatentCache
 from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import build_optimizers
@@ -46,6 +47,8 @@ TOYBOX_SAMPLING: dict[str, Any] = {
     "fps": 24,
     "num_frames": 96,
     "num_steps": 32,
+    "window_size": 1,
+    "noise2clean_kvrange": (2,),
     "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
     "text_scales": (3.0, 3.0, 3.0, 1.0, 1.0),
 }
@@ -65,6 +68,7 @@ class ToyboxMagiRecipe:
         image_batch_size: single latent frames per image step.
         image_steps: steps on single frames alone, at the start.
         image_every: afterwards every such step is an image step; 0 for none.
+        window: chunks in flight when videos are made.
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
         drop_share: share of items trained with the null caption.
@@ -87,7 +91,8 @@ class ToyboxMagiRecipe:
     image_batch_size: int = 128
     image_steps: int = 1000
     image_every: int = 4
-    t2v_share: float = 0.65
+    window: int = 1
+    t2v_share: float = 0.35
     i2v_share: float = 0.4
     drop_share: float = 0.1
     map_weight: float = 0.3
@@ -157,7 +162,7 @@ class MagiBatches:
             )
             items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
             return self.images(items, rng)
-        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share)
+        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share, window=self.recipe.window)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
         items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
         return self.pieces(items, layout, rng=rng)
@@ -237,9 +242,9 @@ class MagiMethod(Method):
             texts = sample_captions(20000, derive_seed(self.seed, "tokenizer"))
             train_tokenizer(texts, folder, vocab_size=recipe.vocab_size)
         self.tokenizer = T5Tokenizer.from_pretrained(folder)
-        self.ids: dict[str, list[int]] = {}
         torch.manual_seed(derive_seed(self.seed, "weights"))
         self.text = build_text_encoder(recipe.preset, len(self.tokenizer))
+        self.captions = CaptionEncoder(self.tokenizer, self.text)
         self.dit = Magi1Transformer3DModel(**DIT_PRESETS[recipe.preset])
         _initialise(self.dit)
         if recipe.init:
@@ -259,9 +264,10 @@ class MagiMethod(Method):
         self.vae_folder = cache.config.vae
         last = range(batches.count, len(cache))
         rng = np.random.default_rng(derive_seed(self.seed, "validation"))
+        window = recipe.window
         layouts = (
-            Layout(num_clean=0, ages=(3, 2, 1, 0), aligned=True),
-            Layout(num_clean=1, ages=(2, 1, 0), aligned=True),
+            Layout(num_clean=clean, ages=tuple(reversed(range(count))), aligned=True, window=window)
+            for clean, count in ((0, window), (1, max(1, window - 1)))
         )
         pictures = batches.pictures
         ends = last if pictures is None else range(len(pictures) - len(last), len(pictures))
@@ -290,24 +296,14 @@ class MagiMethod(Method):
 
     def export(self, folder: Path) -> None:
         """Write a checkpoint folder that pipelines load: bfloat16 weights and sampling settings."""
-        copies: dict[str, Any] = {
-            "transformer": Magi1Transformer3DModel.from_config(self.dit.config),
-            "text_encoder": type(self.text)(self.text.config),
-        }
-        copies["transformer"].load_state_dict(self.dit.state_dict())
-        copies["text_encoder"].load_state_dict(self.text.state_dict())
-        vae = AutoencoderKLMagi1.from_pretrained(self.vae_folder)
-        pipeline = Magi1Pipeline(
-            tokenizer=self.tokenizer, vae=vae, sampling=dict(TOYBOX_SAMPLING), **copies
+        export_pipeline(
+            folder,
+            tokenizer=self.tokenizer,
+            text_encoder=self.text,
+            transformer=self.dit,
+            vae=AutoencoderKLMagi1.from_pretrained(self.vae_folder),
+            sampling=TOYBOX_SAMPLING,
         )
-        for part in (vae, *copies.values()):
-            for parameter in part.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
-        staging = folder.with_name(folder.name + ".part")
-        shutil.rmtree(staging, ignore_errors=True)
-        pipeline.save_pretrained(staging)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
 
     def _losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Corrupt, predict, and compare on the frames that are not given: velocity and maps."""
@@ -319,11 +315,11 @@ class MagiMethod(Method):
             generator=generator,
             device=self.dit.device,
         )
-        text, mask = self._text(batch["captions"], flow)
+        text = self.captions(batch["captions"], flow, null=self.dit.null_caption)
         reads = self.recipe.map_weight > 0
         block = self.dit.blocks[self.recipe.map_block] if reads else None
         with _output_of(block) as outputs:
-            velocity = flow.predict(self.dit, text, mask)
+            velocity = flow.predict(self.dit, text)
         loss = flow.loss(velocity)
         if not reads:
             return loss, torch.zeros_like(loss)
@@ -332,30 +328,42 @@ class MagiMethod(Method):
         read = rearrange(self.reader(outputs[0]), "b (t h w) m -> b t h w m", t=t, h=h, w=w)
         return loss, map_loss(read, maps, weight=flow.weight[:, 0, :, 0, 0])
 
-    def _text(self, captions: Sequence[Sequence[str]], flow: FlowBatch) -> tuple[Tensor, Tensor]:
-        """Encode the captions; clean chunks and dropped items get the null caption."""
-        first = flow.layout.num_clean
-        distinct = sorted({c for item in captions for c in item[first:]})
-        ids = [torch.tensor(self._token_ids(c), device=self.dit.device) for c in distinct]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        lengths = torch.tensor([len(i) for i in ids], device=padded.device)
-        mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
-        hidden = self.text(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        numbers = {caption: i for i, caption in enumerate(distinct)}
-        # A clean chunk's caption may be nowhere else: its number is of no meaning.
-        index = [[numbers.get(caption, 0) for caption in item] for item in captions]
-        return gather_text(
-            hidden,
-            mask,
-            numbers=torch.tensor(index, device=hidden.device),
-            null=self.dit.null_caption,
-            null_text=flow.null_text,
-        )
 
-    def _token_ids(self, caption: str) -> list[int]:
-        if caption not in self.ids:
-            self.ids[caption] = list(self.tokenizer(caption).input_ids)
-        return self.ids[caption]
+def export_pipeline(
+    folder: Path,
+    *,
+    tokenizer: T5Tokenizer,
+    text_encoder: T5EncoderModel,
+    transformer: Magi1Transformer3DModel,
+    vae: AutoencoderKLMagi1,
+    sampling: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint folder in bfloat16; one that is there is replaced at the end.
+
+    Args:
+        folder: the folder.
+        tokenizer: of the text encoder.
+        text_encoder: stays as it is, like the other networks.
+        transformer: the denoiser.
+        vae: the VAE.
+        sampling: what the checkpoint asks of the sampler.
+    """
+    copies: dict[str, Any] = {
+        "transformer": Magi1Transformer3DModel.from_config(transformer.config),
+        "text_encoder": type(text_encoder)(text_encoder.config),
+        "vae": AutoencoderKLMagi1.from_config(vae.config),
+    }
+    originals = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+    for name, network in copies.items():
+        network.load_state_dict(originals[name].state_dict())
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    pipeline = Magi1Pipeline(tokenizer=tokenizer, sampling=dict(sampling), **copies)
+    staging = folder.with_name(folder.name + ".part")
+    shutil.rmtree(staging, ignore_errors=True)
+    pipeline.save_pretrained(staging)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
 
 
 @contextlib.contextmanager
@@ -385,6 +393,8 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
         for name in ("norm2.weight", "norm4.weight"):
             torch.nn.init.constant_(block.get_parameter(name), 0.1)
     torch.nn.init.zeros_(dit.proj_out.weight)
+    if dit.place_embedder is not None:
+        torch.nn.init.normal_(dit.place_embedder.linear.weight, std=0.1)
     # Four bands a factor of ten apart leave one that tells neighbours from each other, and time and
     # space share it; training moves the idle ones, but over thousands of steps.
     bands = dit.rope.bands
@@ -392,9 +402,11 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
 
 
 def _copy_weights(dit: Magi1Transformer3DModel, text: T5EncoderModel, folder: Path) -> None:
-    """Start from an exported run."""
-    dit.load_state_dict(
-        Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
-    )
+    """Start from an exported run; places that it does not know have no effect at first."""
+    state = Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
+    if dit.place_embedder is not None:
+        places = torch.zeros_like(dit.place_embedder.linear.weight)
+        state.setdefault("place_embedder.linear.weight", places)
+    dit.load_state_dict(state)
     trained = T5EncoderModel.from_pretrained(folder / "text_encoder")
     text.load_state_dict(trained.state_dict())

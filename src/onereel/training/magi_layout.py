@@ -18,8 +18,6 @@ import torch
 
 from onereel.samplers.schedule import shift_t
 
-WINDOW = 4
-VISIBLE = (5, 4, 3, 2)  # chunks seen, own included, per quarter from noise to clean
 MAGI_SHIFT = 1.0 / 3.0
 
 
@@ -29,13 +27,15 @@ class Layout:
 
     Args:
         num_clean: whole given chunks in front.
-        ages: window positions of the noisy chunks, oldest first (3 is the cleanest quarter).
+        ages: window positions of the noisy chunks, oldest first (0 is the noisiest part).
         aligned: whether noise levels follow the window exactly.
+        window: chunks in flight when videos are made.
     """
 
     num_clean: int
     ages: tuple[int, ...]
     aligned: bool
+    window: int = 4
 
     @property
     def num_chunks(self) -> int:
@@ -43,23 +43,32 @@ class Layout:
         return self.num_clean + len(self.ages)
 
     def kv_range(self) -> list[tuple[int, int]]:
-        """List the visible chunks of every chunk; a clean chunk sees itself alone."""
+        """List the visible chunks of every chunk.
+
+        A clean chunk sees itself alone. A noisy one sees the oldest that may be in flight with it
+        and the clean one before that: 5, 4, 3 or 2 chunks, its own included, in a window of four.
+        """
         clean = [(c, c + 1) for c in range(self.num_clean)]
         noisy = [
-            (max(0, c + 1 - VISIBLE[age]), c + 1)
+            (max(0, c + age - self.window), c + 1)
             for c, age in enumerate(self.ages, start=self.num_clean)
         ]
         return clean + noisy
 
 
 def sample_layout(
-    rng: np.random.Generator, *, t2v_share: float = 0.65, max_chunks: int | None = None
+    rng: np.random.Generator,
+    *,
+    t2v_share: float = 0.65,
+    window: int = 4,
+    max_chunks: int | None = None,
 ) -> Layout:
     """Draw a layout.
 
     Args:
         rng: source of randomness.
         t2v_share: share of pieces that start a video; the others continue clean chunks.
+        window: chunks in flight when videos are made; more than half of the pieces fill it.
         max_chunks: longest piece, at least 1; None for no limit. Longer ones are drawn again.
 
     Returns:
@@ -68,22 +77,23 @@ def sample_layout(
     if max_chunks == 1:
         t2v_share = 1.0  # a single chunk continues nothing
     while True:
-        layout = _sample_any_layout(rng, t2v_share)
+        layout = _sample_any_layout(rng, t2v_share, window)
         if max_chunks is None or layout.num_chunks <= max_chunks:
             return layout
 
 
-def _sample_any_layout(rng: np.random.Generator, t2v_share: float) -> Layout:
+def _sample_any_layout(rng: np.random.Generator, t2v_share: float, window: int) -> Layout:
     aligned = bool(rng.random() < 0.5)
-    num_noisy = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.15, 0.15, 0.55]))
+    num_noisy = window if rng.random() < 0.55 else int(rng.integers(1, max(window, 2)))
     starts = rng.random() < t2v_share
-    num_clean = 0 if starts else 1 if rng.random() < 0.8 else 2
+    # In a window of one, only the last clean chunk is visible.
+    num_clean = 0 if starts else 1 if window == 1 or rng.random() < 0.8 else 2
     youngest = 0
     if rng.random() < (0.3 if starts else 0.4):  # the window running empty
         # Without clean chunks that is a video shorter than the window, at any position.
-        youngest = int(rng.integers(0 if starts else WINDOW - num_noisy, WINDOW - num_noisy + 1))
+        youngest = int(rng.integers(0 if starts else window - num_noisy, window - num_noisy + 1))
     ages = tuple(range(youngest, youngest + num_noisy))[::-1]
-    return Layout(num_clean=num_clean, ages=ages, aligned=aligned)
+    return Layout(num_clean=num_clean, ages=ages, aligned=aligned, window=window)
 
 
 def magi_times(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -131,7 +141,7 @@ def sample_times(layout: Layout, batch: int, *, generator: torch.Generator) -> t
     clean = 0.95 + 0.05 * torch.rand((batch, layout.num_clean), generator=generator)
     if layout.aligned:
         phase = torch.rand((batch, 1), generator=generator)
-        u = (torch.tensor([layout.ages]) + phase) / WINDOW
+        u = (torch.tensor([layout.ages]) + phase) / layout.window
         noisy = shift_t(u * u, MAGI_SHIFT)
     else:
         noisy = random_times((batch, len(layout.ages)), generator)

@@ -22,7 +22,7 @@ from onereel.models.text.special_tokens import (
     stack_captions,
 )
 from onereel.training.data import shuffled_index
-from onereel.training.magi_layout import WINDOW, Layout, sample_layout
+from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.own_base import OwnDataRecipe
 from onereel.training.own_cache import OwnClip
 
@@ -39,6 +39,7 @@ class OwnBatches:
         tokens: the checkpoint's special tokens, which generation puts in front of captions: half
             of the items see "high quality", half are told how many chunks are left.
         max_length: rows of text at most, special tokens included.
+        window: chunks in flight when the checkpoint makes videos.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class OwnBatches:
         *,
         tokens: SpecialTokens | None = None,
         max_length: int = 800,
+        window: int = 4,
     ) -> None:
         self.clips, self.recipe = list(clips), recipe
         self.videos = [clip for clip in clips if clip.kind == "video"]
         self.seed = derive_seed(recipe.trainer.seed, "own-pieces")
-        self.tokens, self.max_length = tokens, max_length
+        self.tokens, self.max_length, self.window = tokens, max_length, window
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Gather batch `index`.
@@ -67,7 +69,12 @@ class OwnBatches:
             size = self.recipe.image_batch_size
             return self.images(self._draw(index, size, self.clips), rng)
         clips = self._draw(index, self.recipe.batch_size, self.videos)
-        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share, max_chunks=clips[0].num_chunks)
+        layout = sample_layout(
+            rng,
+            t2v_share=self.recipe.t2v_share,
+            window=self.window,
+            max_chunks=clips[0].num_chunks,
+        )
         return self.pieces([self.long_enough(c, layout.num_chunks) for c in clips], layout, rng=rng)
 
     def images(self, clips: Sequence[OwnClip], rng: np.random.Generator) -> dict[str, Any]:
@@ -121,8 +128,8 @@ class OwnBatches:
         found = {"image": self.images(self.clips[: self.recipe.image_batch_size], rng)}
         if self.videos:
             longest = max(self.videos, key=lambda clip: clip.num_chunks)
-            ages = tuple(range(min(WINDOW, longest.num_chunks)))[::-1]
-            layout = Layout(num_clean=0, ages=ages, aligned=True)
+            ages = tuple(range(min(self.window, longest.num_chunks)))[::-1]
+            layout = Layout(num_clean=0, ages=ages, aligned=True, window=self.window)
             clips = self.videos[: self.recipe.batch_size]
             clips = [self.long_enough(clip, layout.num_chunks) for clip in clips]
             found["video"] = self.pieces(clips, layout, rng=rng)
@@ -138,6 +145,8 @@ class OwnBatches:
         Returns:
             The clip.
         """
+        if clip.num_chunks >= num_chunks:
+            return clip
         place = self.videos.index(clip)
         order = (*self.videos[place:], *self.videos[:place])
         return next(other for other in order if other.num_chunks >= num_chunks)

@@ -22,6 +22,8 @@ from torch import Tensor
 from onereel.core.errors import CheckpointError, ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text import encode_prompts
+from onereel.pipelines.files import file_hash
+from onereel.runtime.layout import sample_config
 from onereel.runtime.load import default_dtype, load_part, no_foreign_bars
 from onereel.runtime.text_files import load_text_encoder, load_tokenizer
 from onereel.training.checkpoint import latest_checkpoint, write_atomically
@@ -81,6 +83,7 @@ def prepare_run(
         recipe,
         tokens=base.tokens,
         max_length=int(base.config["caption_max_length"]),
+        window=sample_config(base.parts.sampling).window_size,
     )
     return make_method(recipe, base, batches=batches), BatchStream(batches, workers=recipe.workers)
 
@@ -110,7 +113,7 @@ def _open_cache(base: Base, folder: Path) -> OwnCache:
     vae, text = base.parts.vae, base.parts.text_encoder
     assert vae is not None and text is not None
     tokenizer = base.source.folder("tokenizer")
-    words = {p.name: p.stat().st_size for p in sorted(tokenizer.iterdir()) if p.is_file()}
+    words = {path.name: file_hash(path) for path in sorted(tokenizer.iterdir()) if path.is_file()}
     return OwnCache(
         folder,
         shape=base.shape,

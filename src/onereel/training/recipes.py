@@ -29,6 +29,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "onereel.training.magi:ToyboxMagiRecipe",
         "the toybox MAGI DiT: block-causal flow matching on cached latents",
     ),
+    "toybox-magi-distill": (
+        "onereel.training.shortcut:ToyboxDistillRecipe",
+        "its few-step student: shortcut distillation with guidance built in",
+    ),
 }
 
 

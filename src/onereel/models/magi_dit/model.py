@@ -27,7 +27,7 @@ from onereel.models.magi_dit.blocks import (
     Magi1TransformerBlock,
 )
 from onereel.models.magi_dit.fp8 import Fp8Linear, quantize_blocks
-from onereel.nn.embeddings import time_features
+from onereel.nn.embeddings import place_features, time_features
 from onereel.nn.layers import LayerNorm, LinearFp32, PatchEmbeddingFp32
 from onereel.nn.rope import RotaryBands
 
@@ -78,6 +78,27 @@ class TextEmbedder(nn.Module):
         return tokens, self.y_proj_adaln(rows)
 
 
+class PlaceEmbedder(nn.Module):
+    """Absolute places on the canvas and within the chunk, added to the tokens.
+
+    Not in the official models. Rotary positions reach attention's weights only: tokens of equal
+    content stay equal whatever their place, so that a network of a few layers on plain backgrounds
+    cannot tell where a thing is, nor where it will be.
+    """
+
+    def __init__(self, octaves: int, dim: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.linear = LinearFp32(3 * (1 + 2 * octaves), dim, bias=False)
+
+    def forward(self, grid: tuple[int, int, int], num_chunks: int) -> torch.Tensor:
+        """Embed all places of a grid of tokens: [T*H*W, D]."""
+        device = self.linear.weight.device
+        return self.linear(
+            place_features(grid, num_chunks=num_chunks, octaves=self.octaves, device=device)
+        )
+
+
 class ConditionEmbedder(nn.Module):
     """Time, step size and text to tokens and modulation."""
 
@@ -113,6 +134,8 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         caption_max_length: rows of the null caption.
         cond_hidden_ratio: modulation width / D.
         fp8_quant: whether the inner blocks hold float8 weights.
+        place_octaves: octaves of an embedding of absolute places; 0 for none, as in the official
+            models.
         layout_version: of the key layout; files without it are refused by the loader.
 
     Source: SandAI-org/MAGI-1 @6ff822e, inference/model/dit.
@@ -121,10 +144,17 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Magi1TransformerBlock"]
     _repeated_blocks = ["Magi1TransformerBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "rope", "norm"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embedding",
+        "condition_embedder",
+        "place_embedder",
+        "rope",
+        "norm",
+    ]
     _keep_in_fp32_modules = [
         "patch_embedding",
         "condition_embedder",
+        "place_embedder",
         "rope",
         "norm_q",
         "norm_k",
@@ -158,6 +188,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         caption_max_length: int = 800,
         cond_hidden_ratio: float = 0.25,
         fp8_quant: bool = False,
+        place_octaves: int = 0,
         layout_version: int = LAYOUT_VERSION,
     ) -> None:
         super().__init__()
@@ -174,6 +205,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             text_dim=cross_attention_dim,
             max_length=caption_max_length,
         )
+        self.place_embedder = PlaceEmbedder(place_octaves, dim) if place_octaves else None
         self.rope = RotaryBands(attention_head_dim // 8)
         self.blocks = nn.ModuleList(
             Magi1TransformerBlock(
@@ -279,7 +311,7 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         grid, num_chunks = self._check(hidden_states, timestep, encoder_hidden_states)
         tokens_per_chunk = grid[0] * grid[1] * grid[2] // num_chunks
-        x = self._patchify(hidden_states)
+        x = self._patchify(hidden_states, grid, num_chunks)
         context = self._context(
             timestep,
             (encoder_hidden_states, encoder_attention_mask),
@@ -366,14 +398,19 @@ class Magi1Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             keep_tokens=0,
         )
 
-    def _patchify(self, latent: torch.Tensor) -> torch.Tensor:
+    def _patchify(
+        self, latent: torch.Tensor, grid: tuple[int, int, int], num_chunks: int
+    ) -> torch.Tensor:
         """Turn a latent [B, C, T, H, W] into tokens [B, L, D] in the blocks' dtype."""
         dtype = cast(Magi1TransformerBlock, self.blocks[0]).attn1.to_q.weight.dtype
         dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
         x = latent.float() * self.config.x_rescale_factor
         if self.config.half_channel_vae:
             x = torch.cat((x, x), dim=1)
-        return rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").to(dtype)
+        x = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d")
+        if self.place_embedder is not None:
+            x = x + self.place_embedder(grid, num_chunks)
+        return x.to(dtype)
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Turn tokens [B, L, D] into a velocity [B, C, T, H, W]."""

@@ -38,6 +38,7 @@ _TOYBOX: dict[str, Any] = {
     "cross_attention_dim": 128,
     "ffn_dim": 384,
     "caption_max_length": 128,
+    "place_octaves": 3,
 }
 
 DIT_PRESETS: dict[str, dict[str, Any]] = {

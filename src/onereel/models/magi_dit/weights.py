@@ -181,7 +181,7 @@ def ours_to_official(
             theirs = layer + _BLOCK_BACK[stem] + suffix
             out[theirs] = _convert(stem, suffix, tensor, gated, -1.0)
         elif stem != "attn2.to_v":
-            raise CheckpointError(f"unknown tensor '{name}'")
+            raise CheckpointError(f"tensor '{name}' has no place in the official layout")
     return out
 
 
