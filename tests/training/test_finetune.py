@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from onereel import Magi1Pipeline, Magi1Transformer3DModel
 from onereel.core.errors import ConfigError, OutOfMemory
-from onereel.training import checkpoint
+from onereel.training import checkpoint, own_base
 from onereel.training.engine import Trainer, TrainResult
 from onereel.training.finetune import ADAPTED, LoraMethod
 from onereel.training.flow import FlowShares
@@ -208,6 +208,20 @@ def test_activations_computed_twice_give_the_same_loss(
         losses.append((float(loss.detach()), gradient.grad))
     assert losses[0][0] == losses[1][0]
     assert losses[0][1] is not None and torch.allclose(losses[0][1], losses[1][1])
+
+
+def test_adapters_stay_float32_on_a_base_of_half_precision(
+    recipe: OwnDataRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_base, "default_dtype", lambda *_args, **_options: torch.bfloat16)
+    method, stream, _ = prepare(recipe, tmp_path / "run")
+    assert isinstance(method, LoraMethod)
+    assert method.dit.get_parameter("blocks.0.attn1.to_q.base_layer.weight").dtype is torch.bfloat16
+    before = [value.clone() for value in method.networks["lora"].parameters()]
+    Trainer(method, stream, config=recipe.trainer, out=tmp_path / "run", quiet=True).fit()
+    pairs = list(zip(before, method.networks["lora"].parameters(), strict=True))
+    assert all(value.dtype is torch.float32 for _, value in pairs)
+    assert all(not torch.equal(old, value) for old, value in pairs)
 
 
 def test_wrong_settings_and_weights_are_refused(

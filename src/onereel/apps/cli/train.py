@@ -145,7 +145,9 @@ def _run(
 
     if name is None:
         for key, (_, text) in RECIPES.items():
-            typer.echo(f"{key:16} {text}")
+            typer.echo(f"{key:20} {text}")
+        for key, text in train_own.ABOUT.items():
+            typer.echo(f"{key:20} {text}")
         return 0
     overrides = parse_settings(settings)
     if max_minutes is not None:

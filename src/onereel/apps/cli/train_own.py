@@ -12,6 +12,10 @@ import typer
 from onereel.apps.cli.train_report import describe, parse_settings, summarise
 
 LORA, FINETUNE = "lora", "finetune"
+ABOUT = {  # beside the recipes, whose names may follow `onereel train` as well
+    LORA: "a LoRA on your own videos and pictures",
+    FINETUNE: "all weights of a transformer on your own videos and pictures",
+}
 _DEFAULT_STEPS = 1000
 
 _Data = Annotated[
