@@ -69,8 +69,8 @@ def test_latents_are_those_of_the_pipeline(
     monkeypatch.setattr(own_cache, "_AT_ONCE", 2)
     Image.linear_gradient("L").resize((40, 32)).convert("RGB").save(tmp_path / "a.png")
     report, cache = report_of(video, tmp_path / "a.png"), cache_in(tmp_path)
-    cache.add_files(report, vae, ignore)
-    cache.add_texts(report, encode, ignore)
+    cache.add_files(report, vae, tell=ignore)
+    cache.add_texts(report, encode, tell=ignore)
     *clips, picture = cache.clips(report.files)
     assert [clip.num_chunks for clip in clips] == [4, 1] and picture.num_chunks == 1
     frames = torch.from_numpy(read_video(video, height=32, width=32, num_frames=120))
@@ -100,10 +100,10 @@ def test_memory_does_not_grow_with_the_length(
         write_counting_video(path, chunks * 24)
         report, cache = report_of(path), cache_in(tmp_path)
         tracemalloc.start()
-        cache.add_files(report, None, ignore)  # type: ignore[arg-type]
+        cache.add_files(report, None, tell=ignore)  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        cache.add_texts(report, encode, ignore)
+        cache.add_texts(report, encode, tell=ignore)
         assert sum(clip.num_chunks for clip in cache.clips(report.files)) == chunks
     assert peaks[1] < 1.2 * peaks[0]
 
@@ -127,12 +127,12 @@ def test_what_is_complete_is_not_made_again(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.add_files(report, vae, stop)
+        cache.add_files(report, vae, tell=stop)
     assert [file.name for file in cache.missing_files(report.files)] == ["other.mp4"]
-    cache.add_files(report, vae, lambda *pair: said.append(pair))
+    cache.add_files(report, vae, tell=lambda *pair: said.append(pair))
     assert said == [(0, 2), (1, 2), (0, 1), (1, 1)]
     assert cache.missing_files(report.files) == []
-    cache.add_texts(report, encode, ignore)
+    cache.add_texts(report, encode, tell=ignore)
     assert cache.missing_texts(report.files) == []
 
 
@@ -152,11 +152,11 @@ def test_half_a_video_is_not_taken_for_a_whole_one(
 
     monkeypatch.setattr(own_cache, "encode_chunks", fail)
     with pytest.raises(KeyboardInterrupt):
-        cache.add_files(report, vae, ignore)
+        cache.add_files(report, vae, tell=ignore)
     assert len(list((tmp_path / "cache" / "clips").iterdir())) == 1  # a segment, no entry
     assert len(cache.missing_files(report.files)) == 1
     monkeypatch.setattr(own_cache, "encode_chunks", encode_chunks)
-    cache.add_files(report, vae, ignore)
+    cache.add_files(report, vae, tell=ignore)
     assert [clip.num_chunks for clip in cache.clips(report.files)] == [2, 2, 1]
 
 
@@ -164,8 +164,8 @@ def test_what_has_changed_is_made_again_and_the_old_removed(
     vae: AutoencoderKLMagi1, video: Path, tmp_path: Path
 ) -> None:
     report, cache = report_of(video), cache_in(tmp_path)
-    cache.add_files(report, vae, ignore)
-    cache.add_texts(report, encode, ignore)
+    cache.add_files(report, vae, tell=ignore)
+    cache.add_texts(report, encode, tell=ignore)
     other_shape = DataShape(width=32, height=32, fps=24, policy="pad")
     for changes in ({"vae_hash": "other"}, {"shape": other_shape}):
         assert cache_in(tmp_path, **changes).missing_files(report.files) == report.files
@@ -179,7 +179,7 @@ def test_what_has_changed_is_made_again_and_the_old_removed(
     state = video.stat()
     os.utime(video, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     assert cache.missing_files(report.files) == report.files
-    cache.add_files(report, vae, ignore)
+    cache.add_files(report, vae, tell=ignore)
     assert cache.remove_stale(cache.clips(report.files)) == 2
     assert not before[0].latents.exists() and cache.clips(report.files)[0].latents.exists()
 
@@ -193,7 +193,7 @@ def test_what_turns_out_broken_or_short_is_left_out(
     write_counting_video(tmp_path / "short.mp4", 23)
     report = report_of(tmp_path / "cut.png", video, tmp_path / "short.mp4")
     cache = cache_in(tmp_path)
-    cache.add_files(report, vae, ignore)
+    cache.add_files(report, vae, tell=ignore)
     assert [file.name for file in report.files] == ["clip.mp4"]
     assert [finding.file for finding in report.skipped] == ["cut.png", "short.mp4"]
     assert "damaged" in report.skipped[0].text and "too short" in report.skipped[1].text
@@ -214,14 +214,14 @@ def test_ten_thousand_words_are_cut_with_a_note_that_names_the_limit(
     report, cache = report_of(video, caption=words.strip()), cache_in(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cache.add_texts(report, read, ignore)
+        cache.add_texts(report, read, tell=ignore)
     (note,) = report.notes
     assert note.file == "clip.mp4" and "the text encoder reads 256 tokens; dropped" in note.text
     again = report_of(video, caption=words.strip())
     cache.recall_notes(again)
     assert again.notes == report.notes
     endless = report_of(video, caption="word " * 30_000)
-    cache.add_texts(endless, read, ignore)
+    cache.add_texts(endless, read, tell=ignore)
     assert endless.files == [] and "at most 100000 characters" in endless.skipped[0].text
     with pytest.raises(ConfigError):
         endless.require_usable()

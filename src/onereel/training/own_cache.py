@@ -139,7 +139,7 @@ class OwnCache:
         captions = dict.fromkeys(file.caption for file in files)
         return [text for text in captions if not self._text(self.text_key(text)).is_file()]
 
-    def add_files(self, report: DataReport, vae: AutoencoderKLMagi1, tell: Progress) -> None:
+    def add_files(self, report: DataReport, vae: AutoencoderKLMagi1, *, tell: Progress) -> None:
         """Encode the files that are missing; those that turn out broken are left out.
 
         Args:
@@ -160,7 +160,7 @@ class OwnCache:
         if missing:
             tell(len(missing), len(missing))
 
-    def add_texts(self, report: DataReport, encode: Encode, tell: Progress) -> None:
+    def add_texts(self, report: DataReport, encode: Encode, *, tell: Progress) -> None:
         """Encode the captions that are missing; what the encoder cannot read is left out.
 
         Args:

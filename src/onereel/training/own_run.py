@@ -129,7 +129,7 @@ def _fill_cache(cache: OwnCache, report: DataReport, base: Base, *, say: Say) ->
         assert base.parts.vae is not None
         vae = load_part(base.parts.vae, dtype=dtype, device=base.device)
         assert isinstance(vae, AutoencoderKLMagi1)
-        cache.add_files(report, vae, _progress("files encoded", say))
+        cache.add_files(report, vae, tell=_progress("files encoded", say))
         del vae
     if cache.missing_texts(report.files):
         assert base.parts.text_encoder is not None
@@ -145,7 +145,7 @@ def _fill_cache(cache: OwnCache, report: DataReport, base: Base, *, say: Say) ->
             found = encode_prompts(text, tokenizer, encoder=encoder, max_length=limit)
             return found.visible()[0]
 
-        cache.add_texts(report, encode, _progress("captions encoded", say))
+        cache.add_texts(report, encode, tell=_progress("captions encoded", say))
     cache.recall_notes(report)
 
 
