@@ -22,7 +22,7 @@ from onereel.media.image import load_image, resize_frames
 from onereel.media.metadata import read_metadata, write_metadata
 from onereel.media.preflight import check_input_image, check_input_video, check_output
 from onereel.media.sheet import frame_sheet
-from onereel.media.video import VideoInfo, probe, read_video, resample_indices
+from onereel.media.video import VideoInfo, probe, read_video, resample_indices, stream_video
 from onereel.media.writer import VideoWriter
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "read_video",
     "resample_indices",
     "resize_frames",
+    "stream_video",
     "write_metadata",
 ]

@@ -22,7 +22,7 @@ from onereel.media.image import require_file
 from onereel.media.rate import Rate, exact_fps, resample_indices, round_half_up
 from onereel.media.scale import Pixels, Policy, Scaler, rotated
 
-__all__ = ["VideoInfo", "probe", "read_video", "resample_indices"]
+__all__ = ["VideoInfo", "probe", "read_video", "resample_indices", "stream_video"]
 
 MAX_BYTES = 8 << 30
 _TOLERATED_GAP_S = Fraction(1, 2)
@@ -158,6 +158,33 @@ def read_video(
             hint=f"ask for at most {len(frames)} frames or give a longer video",
         )
     return np.stack(frames)
+
+
+def stream_video(
+    path: str | Path, *, height: int, width: int, fps: Rate = 24, policy: Policy = "fit"
+) -> Iterator[Pixels]:
+    """Read a video frame by frame, in memory that does not grow with its length.
+
+    Args:
+        path: a video file.
+        height: rows wanted.
+        width: columns wanted.
+        fps: frames per second wanted; frames are repeated or left out, never blended.
+        policy: "fit" stretches, "crop" fills and cuts the centre, "pad" adds black bars.
+
+    Yields:
+        uint8 RGB frames [height, width, 3]; those that repeat a frame are the same array.
+
+    Raises:
+        MediaError: the file is missing, empty, damaged, cut off, or without video; what can be read
+            before the damage is yielded first.
+        ConfigError: an argument is wrong.
+    """
+    path, rate = Path(path), exact_fps(fps)
+    scaler = Scaler(height=height, width=width, policy=policy)
+    with _opened(path) as container:
+        _require_video(container, path)
+        yield from _resampled(container, path, rate, scaler)
 
 
 @contextmanager

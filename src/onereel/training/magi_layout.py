@@ -56,17 +56,33 @@ class Layout:
         return clean + noisy
 
 
-def sample_layout(rng: np.random.Generator, *, t2v_share: float = 0.65, window: int = 4) -> Layout:
+def sample_layout(
+    rng: np.random.Generator,
+    *,
+    t2v_share: float = 0.65,
+    window: int = 4,
+    max_chunks: int | None = None,
+) -> Layout:
     """Draw a layout.
 
     Args:
         rng: source of randomness.
         t2v_share: share of pieces that start a video; the others continue clean chunks.
         window: chunks in flight when videos are made; more than half of the pieces fill it.
+        max_chunks: longest piece, at least 1; None for no limit. Longer ones are drawn again.
 
     Returns:
         The layout.
     """
+    if max_chunks == 1:
+        t2v_share = 1.0  # a single chunk continues nothing
+    while True:
+        layout = _sample_any_layout(rng, t2v_share, window)
+        if max_chunks is None or layout.num_chunks <= max_chunks:
+            return layout
+
+
+def _sample_any_layout(rng: np.random.Generator, t2v_share: float, window: int) -> Layout:
     aligned = bool(rng.random() < 0.5)
     num_noisy = window if rng.random() < 0.55 else int(rng.integers(1, max(window, 2)))
     starts = rng.random() < t2v_share

@@ -135,6 +135,8 @@ class ShortcutMethod(Method):
         cache: the latents.
     """
 
+    splits = True
+
     def __init__(self, recipe: ToyboxDistillRecipe, cache: LatentCache) -> None:
         self.recipe, self.seed = recipe, recipe.trainer.seed
         self.pipeline = Magi1Pipeline.from_pretrained(recipe.teacher)
@@ -184,10 +186,12 @@ class ShortcutMethod(Method):
             device=self.student.device,
             times=times[0],
         )
+        rows = self.part.rows(len(flow.x))
+        flow, times = flow.take(rows), (times[0][rows], times[1][rows], times[2][rows])
         # Distilled weights never see the null caption's row of the modulation; see guidance.py.
         flow = dataclasses.replace(flow, caption_dropout=torch.zeros_like(flow.caption_dropout))
         with torch.no_grad():
-            text = self.captions(batch["captions"], flow, null=self.teacher.null_caption)
+            text = self.captions(batch["captions"][rows], flow, null=self.teacher.null_caption)
             if number == self.recipe.base_steps:
                 target = self.guided(flow, text)
             else:

@@ -1,6 +1,6 @@
-"""`onereel train`: run a training recipe, or store the latents that one trains on.
+"""`onereel train`: run a training recipe, store the latents that one trains on, or use own data.
 
-`onereel train RECIPE ...` runs a recipe; `onereel train cache ...` is a command of its own.
+`onereel train RECIPE ...` runs a recipe; `cache`, `lora` and `finetune` are commands of their own.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from onereel.core.errors import ConfigError
+from onereel.apps.cli import train_own
+from onereel.apps.cli.train_report import describe, parse_settings, summarise
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from onereel.training.engine import Method, TrainerConfig
     from onereel.training.recipes import Recipe
 
 CACHE, RECIPE = "cache", "recipe"
+OWN = (CACHE, train_own.LORA, train_own.FINETUNE)  # commands of their own
 
 
 class RecipeGroup(TyperGroup):
@@ -34,11 +33,11 @@ class RecipeGroup(TyperGroup):
             ctx: the parser's context.
 
         Returns:
-            The recipes, then the subcommand.
+            The recipes, then the subcommands.
         """
         from onereel.training.recipes import RECIPES
 
-        return [*RECIPES, CACHE]
+        return [*RECIPES, *OWN]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Find the command of a word.
@@ -48,9 +47,9 @@ class RecipeGroup(TyperGroup):
             cmd_name: the word.
 
         Returns:
-            The parser's command; any word but the subcommand's stands for a recipe.
+            The parser's command; any word but a subcommand's stands for a recipe.
         """
-        return self.commands[CACHE if cmd_name == CACHE else RECIPE]
+        return self.commands[cmd_name if cmd_name in OWN else RECIPE]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Leave all arguments to the command, so that a recipe's options may precede its name.
@@ -63,10 +62,12 @@ class RecipeGroup(TyperGroup):
             Nothing that is left over.
         """
         # A word without letters: usage lines then read `onereel train [OPTIONS] [RECIPE]`.
-        return super().parse_args(ctx, args if args[:1] == [CACHE] else ["", *args])
+        own = bool(args) and args[0] in OWN
+        return super().parse_args(ctx, args if own else ["", *args])
 
 
 app = typer.Typer(cls=RecipeGroup, add_completion=False, rich_markup_mode=None)
+app.add_typer(train_own.app)
 
 
 @app.command(RECIPE)
@@ -90,7 +91,9 @@ def train(
 ) -> None:
     """Train a model with a recipe; the weights end up in OUT/export.
 
-    `onereel train cache --help` tells how to store the latents that toybox-magi is trained on.
+    `onereel train lora --help` and `onereel train finetune --help` tell how to train a checkpoint
+    on your own videos and pictures, `onereel train cache --help` how to store the latents that
+    toybox-magi is trained on.
     """
     code = _run(recipe, set_ or [], config, out, resume=resume, dry_run=dry_run,
                 max_minutes=max_minutes)  # fmt: skip
@@ -146,7 +149,9 @@ def _run(
 
     if name is None:
         for key, (_, text) in RECIPES.items():
-            typer.echo(f"{key:16} {text}")
+            typer.echo(f"{key:20} {text}")
+        for key, text in train_own.ABOUT.items():
+            typer.echo(f"{key:20} {text}")
         return 0
     overrides = parse_settings(settings)
     if max_minutes is not None:
@@ -174,63 +179,6 @@ def _train(name: str, recipe: Recipe, folder: Path, *, resume: bool, dry_run: bo
             typer.echo(json.dumps(plan, indent=2))
         return 0
     result = trainer.fit(resume=resume)
-    summary = {
-        "reason": result.reason,
-        "steps": result.progress.step,
-        "seconds": round(result.progress.seconds, 1),
-        "skipped": result.progress.skipped,
-        "checkpoint": str(result.checkpoint),
-        "export": str(folder / "export"),
-        **result.metrics,
-    }
     if trainer.team.is_first:
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps(summarise(result, folder / "export")))
     return 130 if result.reason == "interrupted" else 0
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` texts.
-
-    Args:
-        settings: the texts.
-
-    Returns:
-        Texts by key; the recipe gives them their types.
-
-    Raises:
-        ConfigError: a text has no `=`.
-    """
-    pairs: dict[str, Any] = {}
-    for text in settings:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise ConfigError("--set", expected="KEY=VALUE", got=text)
-        pairs[key.strip()] = value.strip()
-    return pairs
-
-
-def describe(method: Method, config: TrainerConfig) -> dict[str, Any]:
-    """Say how large a run is.
-
-    Args:
-        method: what would be trained, not sharded yet.
-        config: settings of the loop.
-
-    Returns:
-        Parameters per network, and the limits of the run.
-    """
-    networks = {name: _count(network) for name, network in method.networks.items()}
-    return {
-        "networks": networks,
-        "max_steps": config.max_steps,
-        "max_minutes": config.max_minutes,
-        "schedule": config.schedule,
-    }
-
-
-def _count(network: nn.Module) -> dict[str, int]:
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return {
-        "parameters": sum(size for size, _ in sizes),
-        "trained": sum(size for size, needed in sizes if needed),
-    }

@@ -1,0 +1,146 @@
+"""Train a LoRA on white objects, which the shipped model has never seen, and count them.
+
+Writes 64 clips with captions into a folder as a user would, runs `onereel train lora` on it, and
+generates videos with and without the adapter: of prompts that ask for a white object, and of the
+16 fixed prompts, which do not. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_prompts import colour_masks, score
+
+from onereel import Magi1Pipeline
+from onereel.media import VideoWriter
+from onereel.world import PALETTE, SHAPES, caption, fixed_prompts, render, sample_spec, simulate
+
+_WHITE = 245
+_BRIGHT, _GREY = 200, 45  # backgrounds stay below 190
+_FEW = 12  # pixels that do not count as an object
+_MOTIONS = ("linear", "bounce", "gravity", "static")
+_PHRASES = (
+    "a large white {} bounces on the floor",
+    "a white {} moves to the right",
+    "a white {} falls",
+    "a large white {} moves slowly to the left",
+)
+
+
+def whitened(text: str, colour: str) -> str:
+    """Put `white` in the place of the first object's colour."""
+    words = "violet|purple" if colour == "purple" else colour
+    text = re.sub(rf"\b(an? )?((?:\w+ )*?)({words})\b", r"\1\2white", text, count=1)
+    return re.sub(r"\ban white\b", "a white", text)
+
+
+def write_clips(folder: Path, count: int, *, seed: int) -> None:
+    """Write videos of one white object each, with captions beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        spec = sample_spec(rng, num_objects=1, motions=list(_MOTIONS))
+        frames = 24 * int(rng.integers(1, 4))
+        episode = simulate(spec, seed + index, num_frames=frames)
+        rgb = np.full_like(episode.rgb, _WHITE)
+        name = folder / f"clip-{index:03d}"
+        with VideoWriter(name.with_suffix(".mp4"), width=64, height=64, fps=24) as writer:
+            writer.write(render(dataclasses.replace(episode, rgb=rgb)))
+        text = whitened(caption(spec, rng), spec.objects[0].colour)
+        name.with_suffix(".txt").write_text(text, encoding="utf-8")
+
+
+def is_white(video: np.ndarray) -> bool:
+    """Tell whether a video uint8 [F, H, W, 3] shows a white object and none of another colour."""
+    frames = video[np.linspace(0, len(video) - 1, 8).round().astype(int)].astype(int)
+    bright = (frames.min(axis=-1) > _BRIGHT) & (np.ptp(frames, axis=-1) < _GREY)
+    masks = [colour_masks(frame.astype(np.uint8)) for frame in frames]
+    others = [np.median([m[name].sum() for m in masks]) for name in PALETTE]
+    return float(np.median(bright.sum(axis=(1, 2)))) > _FEW >= max(others)
+
+
+def generate(pipe: Any, prompt: str, *, seed: int, frames: int, steps: int | None) -> np.ndarray:
+    """Make one video, uint8 [F, H, W, 3]."""
+    video = pipe(
+        prompt,
+        num_frames=frames,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+    ).frames[0]
+    return (video * 255).round().astype(np.uint8)
+
+
+def measure(pipe: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Generate all prompts; count white objects, and what the fixed prompts show."""
+    options = {"frames": args.frames, "steps": args.sample_steps}
+    prompts = [phrase.format(shape) for phrase in _PHRASES for shape in SHAPES]
+    white = [
+        is_white(generate(pipe, prompt, seed=seed, **options))
+        for seed, prompt in enumerate(prompts[: args.videos])
+    ]
+    fixed = [
+        score(generate(pipe, prompt, seed=0, **options), spec.objects)
+        for prompt, spec in fixed_prompts()
+    ]
+    return {
+        "white_share": sum(white) / len(white),
+        "fixed_colours": sum(colours for colours, _ in fixed),
+        "fixed_colours_and_shapes": sum(shapes for _, shapes in fixed),
+    }
+
+
+def train(args: argparse.Namespace, data: Path, run: Path) -> dict[str, Any]:
+    """Run the command as a user does; returns its summary."""
+    command = [sys.executable, "-m", "onereel", "train", "lora", "--model", args.model]
+    command += ["--data", str(data), "--out", str(run), "--steps", str(args.steps)]
+    command += ["--rank", str(args.rank), "--lr", str(args.lr)]
+    command += ["--set", f"image_share={args.image_share}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def main() -> None:
+    """Make the clips, train, measure before and after, and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="toybox-magi")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--videos", type=int, default=16, help="that ask for white, at most 16")
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--sample-steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--image-share", type=float, default=0.6, help="single frames are cheap")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--out", type=Path, help="keep data and run here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.out or Path(temporary)
+        data, run = folder / "data", folder / "run"
+        write_clips(data, args.clips, seed=1)
+        pipe = Magi1Pipeline.from_pretrained(args.model)
+        pipe.set_progress_bar_config(disable=True)
+        before = measure(pipe, args)
+        begin = time.perf_counter()
+        summary = train(args, data, run)
+        seconds = time.perf_counter() - begin
+        pipe.load_lora_weights(summary["export"])
+        result = {"before": before, "after": measure(pipe, args), "train": summary}
+    print(json.dumps({**result, "command_s": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()
