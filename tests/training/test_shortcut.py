@@ -23,7 +23,7 @@ from onereel.training.flow import FlowShares, corrupt
 from onereel.training.latent_cache import LatentCache
 from onereel.training.magi import MagiMethod, ToyboxMagiRecipe
 from onereel.training.magi_layout import Layout
-from onereel.training.method import TrainerConfig
+from onereel.training.method import Part, TrainerConfig
 from onereel.training.shortcut import ShortcutMethod, ToyboxDistillRecipe, shortcut_target
 
 WINDOW_OF_TWO = {
@@ -191,6 +191,21 @@ def test_the_student_starts_as_the_teacher_and_leaves_it_alone(method: ShortcutM
     moved = method.student.proj_out.weight - before["proj_out.weight"]
     followed = method.target.proj_out.weight - before["proj_out.weight"]
     assert 0 < followed.abs().max() < 0.1 * moved.abs().max()
+
+
+def test_parts_add_up_to_the_whole(method: ShortcutMethod) -> None:
+    batch = method.batches[0]
+    nn.init.normal_(method.student.proj_out.weight)
+    before = method.target.proj_out.weight.clone()
+    whole = method.train_step(batch, 2)["loss"]
+    once = method.target.proj_out.weight.clone()
+    parts = []
+    for index in range(2):
+        method.part = Part(index=index, count=2)
+        parts.append(method.train_step(batch, 2)["loss"])
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    assert not torch.equal(once, before)
+    assert torch.equal(method.target.proj_out.weight, once)  # followed once per step
 
 
 def test_every_number_of_steps_has_its_turn(method: ShortcutMethod) -> None:

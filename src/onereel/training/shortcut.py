@@ -135,7 +135,7 @@ class ShortcutMethod(Method):
         cache: the latents.
     """
 
-    splits = True
+    splits = exports_pipeline = True
 
     def __init__(self, recipe: ToyboxDistillRecipe, cache: LatentCache) -> None:
         self.recipe, self.seed = recipe, recipe.trainer.seed
@@ -164,6 +164,7 @@ class ShortcutMethod(Method):
         )
         self.batches = MagiBatches(_pieces_recipe(recipe, self.config), cache)
         self._reference: Tensor | None = None
+        self._followed = -1
         last = list(range(self.batches.count, len(cache)))
         rng = np.random.default_rng(derive_seed(self.seed, "validation"))
         # One noisy chunk behind a clean one is in every window.
@@ -172,7 +173,9 @@ class ShortcutMethod(Method):
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the loss of one batch at the cycle's next number of steps."""
-        self._follow()
+        if step != self._followed:  # once per step, of whatever number of parts
+            self._follow()
+            self._followed = step
         cycle = self.recipe.cycle()
         number = cycle[step % len(cycle)]
         generator = step_generator(self.seed, step)
