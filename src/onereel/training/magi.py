@@ -47,7 +47,7 @@ TOYBOX_SAMPLING: dict[str, Any] = {
     "width": 64,
     "fps": 24,
     "num_frames": 96,
-    "num_steps": 32,
+    "num_steps": 16,
     "window_size": 1,
     "noise2clean_kvrange": (2,),
     "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
