@@ -337,6 +337,8 @@ def test_the_export_is_a_small_pipeline_in_bfloat16(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "vae"]
     files = list((tmp_path / "export").rglob("*.safetensors"))
     assert len(files) == 3 and sum(f.stat().st_size for f in files) < 12 * 10**6
+    configs = [f.read_text() for f in (tmp_path / "export").rglob("*.json")]
+    assert configs and not any(str(tmp_path) in text for text in configs)
     for file in files:
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_slice(key).get_dtype() for key in tensors.keys()} == {"BF16"}  # noqa: SIM118

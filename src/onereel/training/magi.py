@@ -355,10 +355,15 @@ def export_pipeline(
         vae: the VAE.
         sampling: what the checkpoint asks of the sampler.
     """
+    # A config that was read from a folder names it, which is nobody's business.
+    settings = [
+        {key: value for key, value in network.config.items() if key != "_name_or_path"}
+        for network in (transformer, vae)
+    ]
     copies: dict[str, Any] = {
-        "transformer": Magi1Transformer3DModel.from_config(transformer.config),
+        "transformer": Magi1Transformer3DModel.from_config(settings[0]),
         "text_encoder": type(text_encoder)(text_encoder.config),
-        "vae": AutoencoderKLMagi1.from_config(vae.config),
+        "vae": AutoencoderKLMagi1.from_config(settings[1]),
     }
     originals = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
     for name, network in copies.items():
