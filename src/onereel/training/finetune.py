@@ -51,8 +51,6 @@ class _OwnDataMethod(Method):
         self.seed = recipe.trainer.seed
         torch.manual_seed(derive_seed(self.seed, "weights"))
         self.dit = self._load()
-        if recipe.gradient_checkpointing:
-            self.dit.enable_gradient_checkpointing()
         network = self._trained()
         self.networks, self.ema_names = {self.network: network}, (self.network,)
         self.optimizers = build_optimizers(
@@ -107,10 +105,11 @@ class _OwnDataMethod(Method):
 class _Adapters(nn.Module):
     """The trained matrices alone, so that checkpoints and averages do not hold the base."""
 
-    def __init__(self, dit: nn.Module) -> None:
+    def __init__(self, dit: Magi1Transformer3DModel) -> None:
         super().__init__()
         trained = {n: p for n, p in dit.named_parameters() if p.requires_grad}
         self.matrices = nn.ParameterDict({n.replace(".", "/"): p for n, p in trained.items()})
+        self.enable_gradient_checkpointing = dit.enable_gradient_checkpointing
 
 
 class LoraMethod(_OwnDataMethod):

@@ -42,7 +42,6 @@ class OwnDataRecipe:
         drop_share: share of items trained with the null caption.
         lr: learning rate.
         weight_decay: of matrices, in `finetune`.
-        gradient_checkpointing: compute activations twice instead of keeping them.
         workers: background processes that gather batches.
         trainer: settings of the loop.
     """
@@ -63,7 +62,6 @@ class OwnDataRecipe:
     drop_share: float = 0.1
     lr: float = 1e-4
     weight_decay: float = 0.01
-    gradient_checkpointing: bool = False
     workers: int = 0
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
