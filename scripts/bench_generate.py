@@ -1,4 +1,4 @@
-"""Measure generation: seconds of compute per second of video, memory by length, first frames."""
+"""Measure generation: compute per second of video, first frames, whole files and their memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ PROMPT = "a large red disc bounces on the floor"
 
 def speed(pipe: Any, seconds: int, steps: int | None) -> dict[str, float]:
     """Time one video, the first finished chunk and the first frames that can be played."""
-    config = make_config(pipe.sampling, SamplingWishes(num_steps=steps), distilled=False)
+    distilled = bool(pipe.transformer.config.enable_distillation)
+    config = make_config(pipe.sampling, SamplingWishes(num_steps=steps), distilled=distilled)
     size = {name: int(pipe.sampling[name]) for name in ("height", "width")}
     request = VideoRequest(num_frames=24 * seconds, config=config, **size)
     prompts = Prompts(features=tuple(pipe.encode_features([PROMPT], 800)))
@@ -54,33 +55,45 @@ def speed(pipe: Any, seconds: int, steps: int | None) -> dict[str, float]:
     return marks
 
 
-def peak_memory_mb(seconds: int, steps: int) -> float:
-    """Run the command line in a process of its own and read its peak resident memory."""
+def command_line(model: str, seconds: int, steps: int | None) -> dict[str, float]:
+    """Run the command line in a process of its own: its wall time and its peak resident memory."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "onereel", "generate", PROMPT, "--seconds", str(seconds)]
-        command += ["--steps", str(steps), "--seed", "0", "-o", str(Path(folder) / "out.mp4")]
+        command = [sys.executable, "-m", "onereel", "generate", PROMPT, "--model", model]
+        command += ["--seconds", str(seconds), "--seed", "0", "-o", str(Path(folder) / "out.mp4")]
+        command += [] if steps is None else ["--steps", str(steps)]
+        begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return usage.ru_maxrss / 1024
+    wall = time.perf_counter() - begin
+    return {"wall_s": round(wall, 1), "peak_mb": round(usage.ru_maxrss / 1024)}
 
 
 def main() -> None:
     """Print the measurements as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="toybox-magi")
+    parser.add_argument(
+        "cases", nargs="*", default=["toybox-magi"], metavar="MODEL[:STEPS]",
+        help="each twice, in turns, so that all see the same machine",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=int, default=8)
-    parser.add_argument("--memory-steps", type=int, default=4)
+    parser.add_argument("--files", type=int, nargs="*", default=[10, 60], help="seconds of video")
     args = parser.parse_args()
-    pipe = Magi1Pipeline.from_pretrained(args.model)
-    for steps in (None, 16):
-        result = {"steps": steps or "default", **speed(pipe, args.seconds, steps)}
+    cases = []
+    for case in args.cases:
+        model, _, steps = case.partition(":")
+        cases.append((case, model, int(steps) if steps else None))
+    pipes = {model: Magi1Pipeline.from_pretrained(model) for _, model, _ in cases}
+    for name, model, steps in cases * 2:
+        result = {"case": name, **speed(pipes[model], args.seconds, steps)}
         print(json.dumps(result), flush=True)  # noqa: T201
-    short, long = (peak_memory_mb(s, args.memory_steps) for s in (10, 60))
-    result = {"peak_mb_10s": round(short), "peak_mb_60s": round(long), "ratio": long / short}
-    print(json.dumps({**result, "threads": torch.get_num_threads()}))  # noqa: T201
+    pipes.clear()
+    for name, model, steps in cases:
+        for seconds in args.files:
+            result = {"case": name, "file_s": seconds, **command_line(model, seconds, steps)}
+            print(json.dumps(result), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

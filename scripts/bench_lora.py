@@ -1,8 +1,9 @@
 """Train a LoRA on white objects, which the shipped model has never seen, and count them.
 
-Writes 64 clips with captions into a folder as a user would, runs `onereel train lora` on it, and
-generates videos with and without the adapter: of prompts that ask for a white object, and of the
-16 fixed prompts, which do not. Prints one JSON line.
+Writes clips with captions into a folder as a user would, of white objects and, so that the model
+does not forget them, of the world's own colours; runs `onereel train lora` on it, and generates
+videos with and without the adapter: of prompts that ask for a white object, and of the 16 fixed
+prompts, which do not. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -45,19 +46,21 @@ def whitened(text: str, colour: str) -> str:
     return re.sub(r"\ban white\b", "a white", text)
 
 
-def write_clips(folder: Path, count: int, *, seed: int) -> None:
-    """Write videos of one white object each, with captions beside them."""
+def write_clips(folder: Path, *, white: int, others: int, seed: int) -> None:
+    """Write videos of one object each, white or not, with captions beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    for index in range(count):
+    for index in range(white + others):
         spec = sample_spec(rng, num_objects=1, motions=list(_MOTIONS))
         frames = 24 * int(rng.integers(1, 4))
         episode = simulate(spec, seed + index, num_frames=frames)
-        rgb = np.full_like(episode.rgb, _WHITE)
+        text = caption(spec, rng)
+        if index < white:
+            text = whitened(text, spec.objects[0].colour)
+            episode = dataclasses.replace(episode, rgb=np.full_like(episode.rgb, _WHITE))
         name = folder / f"clip-{index:03d}"
         with VideoWriter(name.with_suffix(".mp4"), width=64, height=64, fps=24) as writer:
-            writer.write(render(dataclasses.replace(episode, rgb=rgb)))
-        text = whitened(caption(spec, rng), spec.objects[0].colour)
+            writer.write(render(episode))
         name.with_suffix(".txt").write_text(text, encoding="utf-8")
 
 
@@ -90,13 +93,14 @@ def measure(pipe: Any, args: argparse.Namespace) -> dict[str, float]:
         for seed, prompt in enumerate(prompts[: args.videos])
     ]
     fixed = [
-        score(generate(pipe, prompt, seed=0, **options), spec.objects)
+        score(generate(pipe, prompt, seed=seed, **options), spec.objects)
         for prompt, spec in fixed_prompts()
+        for seed in range(args.seeds)
     ]
     return {
         "white_share": sum(white) / len(white),
-        "fixed_colours": sum(colours for colours, _ in fixed),
-        "fixed_colours_and_shapes": sum(shapes for _, shapes in fixed),
+        "fixed_colours_share": sum(colours for colours, _ in fixed) / len(fixed),
+        "fixed_colours_and_shapes_share": sum(shapes for _, shapes in fixed) / len(fixed),
     }
 
 
@@ -117,8 +121,10 @@ def main() -> None:
     """Make the clips, train, measure before and after, and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="toybox-magi")
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--white", type=int, default=64, help="clips of white objects")
+    parser.add_argument("--others", type=int, default=128, help="clips of the world's own colours")
     parser.add_argument("--videos", type=int, default=16, help="that ask for white, at most 16")
+    parser.add_argument("--seeds", type=int, default=4, help="videos of each fixed prompt")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--sample-steps", type=int, default=16)
     parser.add_argument("--steps", type=int, default=400)
@@ -130,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or Path(temporary)
         data, run = folder / "data", folder / "run"
-        write_clips(data, args.clips, seed=1)
+        write_clips(data, white=args.white, others=args.others, seed=1)
         pipe = Magi1Pipeline.from_pretrained(args.model)
         pipe.set_progress_bar_config(disable=True)
         before = measure(pipe, args)
