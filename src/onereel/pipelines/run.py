@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from onereel.pipelines.stream import (
     stream_chunks,
 )
 from onereel.runtime.load import Components, load_components, no_foreign_bars
+from onereel.samplers.engine import ChunkEngine, FinishedChunk
 from onereel.samplers.plan import ChunkCall
 
 
@@ -96,13 +97,43 @@ class RunResult:
     record: dict[str, Any]
 
 
-def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = None) -> RunResult:
+class Keeper(Protocol):
+    """Keeps what a run has finished, so that another process can go on with it."""
+
+    @property
+    def finished(self) -> range:
+        """Chunks that are kept."""
+        ...
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Take the run's record before its first step."""
+
+    def save(self, chunk: int, state: dict[str, torch.Tensor]) -> None:
+        """Take what `ChunkEngine.latents_dict` gives when a chunk is finished."""
+
+    def load(self, chunk: int) -> dict[str, torch.Tensor]:
+        """Return what was saved."""
+        ...
+
+    def end(self, num_frames: int) -> None:
+        """Be told that the video is complete."""
+
+
+def run(
+    plan: RunPlan,
+    listener: RunListener,
+    *,
+    expected_hash: str | None = None,
+    keeper: Keeper | None = None,
+) -> RunResult:
     """Make a video and write it, chunk by chunk.
 
     Args:
         plan: from `prepare`.
         listener: is told how it goes.
         expected_hash: of the weights, when only they will do.
+        keeper: is given every finished chunk before it is decoded; chunks that it holds already
+            are decoded, not computed.
 
     Returns:
         What was made.
@@ -123,6 +154,8 @@ def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = Non
             hint="bring the old weights back, or give --model to use others",
         )  # fmt: skip
     record = make_record(plan, model_hash=components.model_hash)
+    if keeper is not None:
+        keeper.begin(record)
     _add_loras(components.transformer, plan)
     listener.say("reading the prompt")
     prompts = _encode_texts(plan, components)
@@ -135,7 +168,7 @@ def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = Non
     del components  # the text encoder is not needed any longer
     if plan.settings.offload:
         _offload(parts)
-    return _sample(plan, parts, prompts, listener=listener, record=record)
+    return _sample(plan, parts, prompts, listener=listener, record=record, keeper=keeper)
 
 
 def _load(plan: RunPlan) -> Components:
@@ -210,6 +243,10 @@ class _Clock:
         self.step, self.chunk = call.step + 1, call.chunks[0]
         self.tell()
 
+    def skip_chunk(self) -> None:
+        """Count the steps of a chunk that need not be computed."""
+        self.work += self.plan.request.config.num_steps
+
     def tell(self) -> None:
         plan, elapsed = self.plan, self.elapsed_s
         share = self.work / self.total
@@ -237,6 +274,7 @@ def _sample(
     *,
     listener: RunListener,
     record: dict[str, Any],
+    keeper: Keeper | None,
 ) -> RunResult:
     """Sample, decode and write."""
     request, clock = plan.request, _Clock(plan, listener)
@@ -254,13 +292,16 @@ def _sample(
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
         try:
-            for chunk in stream_chunks(parts, request, engine=engine, prefix=prefix):
+            finished = engine.run() if keeper is None else _kept(engine, keeper, clock)
+            for chunk in stream_chunks(parts, request, chunks=finished, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=compat))
                 clock.seconds_done = writer.seconds_written
                 clock.tell()
         finally:  # before the writer finishes the file, whatever ended the loop
             record["frames_written"] = writer.frames_written
         record.update(complete=True, elapsed_s=round(clock.elapsed_s, 3))
+    if keeper is not None:
+        keeper.end(writer.frames_written)
     return RunResult(
         path=plan.output,
         seed=request.seed,
@@ -269,6 +310,21 @@ def _sample(
         elapsed_s=clock.elapsed_s,
         record=record,
     )
+
+
+def _kept(engine: ChunkEngine, keeper: Keeper, clock: _Clock) -> Iterator[FinishedChunk]:
+    """Hand out the chunks that are kept, then keep and hand out those that follow."""
+    done = keeper.finished
+    for chunk in done:
+        clock.skip_chunk()
+        yield engine.restored(chunk, keeper.load(chunk))
+    if done:
+        if done[-1] + 1 == engine.task.num_chunks:
+            return
+        engine.rebuild(done[-1], keeper.load)
+    for finished in engine.run():
+        keeper.save(finished.index, engine.latents_dict())
+        yield finished
 
 
 @contextlib.contextmanager

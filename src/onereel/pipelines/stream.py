@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -292,14 +292,18 @@ def _bound(model: Magi1Transformer3DModel, kwargs: dict[str, Any] | None) -> Vel
 
 @torch.no_grad()
 def stream_chunks(
-    parts: MagiParts, request: VideoRequest, *, engine: ChunkEngine, prefix: Prefix | None = None
+    parts: MagiParts,
+    request: VideoRequest,
+    *,
+    chunks: Iterable[FinishedChunk],
+    prefix: Prefix | None = None,
 ) -> Iterator[VideoChunk]:
-    """Run an engine and decode what it finishes.
+    """Decode chunks as they are finished.
 
     Args:
         parts: the networks.
         request: the video.
-        engine: made by `make_engine`.
+        chunks: what the engine of `make_engine` finishes, in order.
         prefix: given frames.
 
     Yields:
@@ -312,7 +316,7 @@ def stream_chunks(
         left -= len(prefix.frames)
         yield VideoChunk(-1, prefix.frames, prefix.latent)
     factor = parts.temporal_factor
-    for chunk in engine.run():
+    for chunk in chunks:
         given = _given_frames(chunk, prefix)
         frames = decode_finished(parts, request, chunk=chunk, prefix=prefix)[:left]
         left -= len(frames)

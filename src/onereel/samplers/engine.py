@@ -172,7 +172,7 @@ class ChunkEngine:
                 self.latents = {c: x for c, x in self.latents.items() if c >= call.chunks[0]}
                 self._within_stage = False
             if call.finished is not None:
-                yield self._finish(call.finished)
+                yield self._finish(call.finished, self.latents[call.finished])
 
     def stop(self) -> None:
         """End `run` after the step in progress; chunks that are not clean by then are lost."""
@@ -263,9 +263,20 @@ class ChunkEngine:
         given = given.to(latent.device, latent.dtype)
         return torch.cat((given, latent[:, :, given.shape[2] :]), dim=2)
 
-    def _finish(self, chunk: int) -> FinishedChunk:
+    def restored(self, chunk: int, saved: dict[str, torch.Tensor]) -> FinishedChunk:
+        """Return a finished chunk from what was saved.
+
+        Args:
+            chunk: absolute chunk index.
+            saved: what `latents_dict` returned when it was finished.
+
+        Returns:
+            The chunk, as `run` yielded it.
+        """
+        return self._finish(chunk, saved[f"latent.{chunk}"].to(self.device))
+
+    def _finish(self, chunk: int, latent: torch.Tensor) -> FinishedChunk:
         """Hand out a chunk; given frames are exact again unless the official drift is wanted."""
-        latent = self.latents[chunk]
         if not self.config.official_compat:
             latent = self._paste_prefix(chunk, latent)
         width = self.config.chunk_width
