@@ -216,7 +216,7 @@ def test_kills_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "scripts" / "chaos_render.py"), "--seconds", "3"]
     env = {**os.environ, "PYTHONPATH": str(Path(onereel.__file__).parents[1])}
     done = subprocess.run(
-        [*script, "--kills", "10", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "chaos")],
+        [*script, "--kills", "10", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "c")],
         env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

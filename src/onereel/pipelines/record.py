@@ -100,6 +100,7 @@ def command_of(settings: RunWishes, output: str) -> str:
     words = ["onereel", "generate"]
     if "prompt" in values:
         words.append(str(values.pop("prompt")))
+    values.pop("edits", None)  # no flags: made to a kept run
     if "width" in values and "height" in values:
         words += ["--size", f"{values.pop('width')}x{values.pop('height')}"]
     if "prompts" in values:

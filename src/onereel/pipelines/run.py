@@ -105,6 +105,11 @@ class Keeper(Protocol):
         """Chunks that are kept."""
         ...
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what follows the kept chunks begins anew, rather than from the last state."""
+        ...
+
     def begin(self, record: Mapping[str, Any]) -> None:
         """Take the run's record before its first step."""
 
@@ -318,11 +323,17 @@ def _kept(engine: ChunkEngine, keeper: Keeper, clock: _Clock) -> Iterator[Finish
     for chunk in done:
         clock.skip_chunk()
         yield engine.restored(chunk, keeper.load(chunk))
-    if done:
-        if done[-1] + 1 == engine.task.num_chunks:
-            return
-        engine.rebuild(done[-1], keeper.load)
+    if done.stop == engine.task.num_chunks:
+        return
+    # After a cut, the next chunk must enter the window where it would have: the ones before it are
+    # in flight then, and are computed along, but stay what they were.
+    last = done.stop - (engine.config.window_size if keeper.is_cut else 1)
+    if last >= done.start:
+        engine.rebuild(last, keeper.load)
     for finished in engine.run():
+        if finished.index in done:
+            engine.pin(finished.index, keeper.load(finished.index))
+            continue
         keeper.save(finished.index, engine.latents_dict())
         yield finished
 

@@ -33,6 +33,8 @@ class Manifest:
         output: the video, relative to the folder's parent where it lies beside or below it.
         num_chunks: chunks of the video, given ones included.
         num_given_chunks: those given whole.
+        frames_per_chunk: frames of a whole chunk.
+        hidden_frames: given frames in front of the video's first.
         inputs: kinds of input files of which the folder holds a copy, and the copies' names.
     """
 
@@ -41,6 +43,8 @@ class Manifest:
     output: str
     num_chunks: int
     num_given_chunks: int
+    frames_per_chunk: int
+    hidden_frames: int
     inputs: dict[str, str]
 
 
@@ -105,7 +109,29 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the video was completed."""
         kinds = [event["kind"] for event in self.journal.events]
-        return "end" in kinds and "drop" not in kinds[kinds.index("end") :]
+        return "end" in kinds and not {"drop", "edit"} & set(_after_last("end", kinds))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is wanted, with all edits."""
+        edits = [event for event in self.journal.events if event["kind"] == "edit"]
+        settings = edits[-1]["settings"] if edits else self.manifest.record["settings"]
+        return dict(settings)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether an edit has not been followed by a chunk yet."""
+        kinds = [event["kind"] for event in self.journal.events]
+        return "edit" in kinds and "chunk" not in _after_last("edit", kinds)
+
+    def edit(self, first: int, settings: Mapping[str, Any]) -> None:
+        """Take back chunks, and go on with other settings from there.
+
+        Args:
+            first: absolute index of the first chunk that is taken back.
+            settings: what is wanted from then on, complete.
+        """
+        self.journal.append("edit", first=first, settings=dict(settings))
 
     @property
     def chunks(self) -> list[KeptChunk]:
@@ -113,13 +139,18 @@ class RunFolder:
         kept: list[KeptChunk] = []
         first = self.manifest.num_given_chunks
         for event in self.journal.events:
-            if event["kind"] == "drop":
+            if event["kind"] in ("drop", "edit"):
                 kept = [chunk for chunk in kept if chunk.index < event["first"]]
             if event["kind"] == "chunk" and event["index"] == first + len(kept):
                 kept.append(
                     KeptChunk(event["index"], event["file"], event["sha256"], event["num_bytes"])
                 )
         return kept
+
+    @property
+    def end(self) -> int:
+        """Absolute index of the first chunk that is not kept."""
+        return self.manifest.num_given_chunks + len(self.chunks)
 
     def problem_of(self, chunk: KeptChunk) -> str | None:
         """Check a chunk's file.
@@ -229,6 +260,10 @@ class RunFolder:
     def num_bytes(self) -> int:
         """Measure the folder."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+def _after_last(kind: str, kinds: list[str]) -> list[str]:
+    return kinds[len(kinds) - kinds[::-1].index(kind) :]
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -80,6 +80,11 @@ class RunKeeper:
         first = self.plan.num_given_chunks
         return range(first, first + (0 if self.folder is None else len(self.folder.chunks)))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what follows begins anew, because of an edit."""
+        return self.folder is not None and self.folder.is_cut
+
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder, or note that the run is gone on with."""
         if self.folder is not None:
@@ -95,6 +100,8 @@ class RunKeeper:
             output=_relative(self.plan.output, self.path),
             num_chunks=self.plan.num_chunks,
             num_given_chunks=self.plan.num_given_chunks,
+            frames_per_chunk=self.plan.frames_per_chunk,
+            hidden_frames=self.plan.hidden_frames,
             inputs=self._copy_inputs(),
         )
         self.folder = RunFolder.create(self.path, manifest)
@@ -191,7 +198,7 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
         for problem in folder.drop_damaged():
             listener.say(f"{problem}; computed again from there")
         record = folder.manifest.record
-        wishes = RunWishes.from_settings(record["settings"], where=f"record of {path}")
+        wishes = folder_wishes(folder)
         copies: dict[str, Any] = {
             kind: str(path / INPUTS / name) for kind, name in folder.manifest.inputs.items()
         }
@@ -206,6 +213,18 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
         done, left = len(keeper.finished), plan.num_chunks - keeper.finished.stop
         listener.say(f"{path}: {done} chunks are kept, {left} are left to compute")
         return run(plan, listener, expected_hash=str(record["model_hash"]), keeper=keeper)
+
+
+def folder_wishes(folder: RunFolder) -> RunWishes:
+    """Return what a run shall become.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        Its wishes, with all edits.
+    """
+    return RunWishes.from_settings(folder.settings, where=f"settings of {folder.path}")
 
 
 def check_same(plan: RunPlan, record: Mapping[str, Any], *, where: str) -> None:

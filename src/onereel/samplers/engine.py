@@ -405,6 +405,15 @@ class ChunkEngine:
         )
         self._within_stage = False
 
+    def pin(self, chunk: int, saved: dict[str, torch.Tensor]) -> None:
+        """Put a finished chunk's earlier latent in the place of the one just computed.
+
+        Args:
+            chunk: what `run` has just yielded.
+            saved: what `latents_dict` returned when it was first finished.
+        """
+        self.latents[chunk] = saved[f"latent.{chunk}"].to(self.device)
+
     @torch.no_grad()
     def rebuild(self, last: int, saved: Callable[[int], dict[str, torch.Tensor]]) -> None:
         """Go on after a finished chunk, with keys and values computed again.
