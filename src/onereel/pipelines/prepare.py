@@ -147,24 +147,22 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     num_chunks = count_chunks(
         request, latents, is_image=wishes.image is not None, temporal_factor=_factor(parts)
     )
-    width = request.config.chunk_width
-    given_chunks = latents // width
+    frames = request.config.chunk_width * _factor(parts)  # of a chunk
+    given_chunks = latents // request.config.chunk_width
     seeds = {given_chunks + chunk: seed for chunk, seed in wishes.edited("seed").items()}
-    request = dataclasses.replace(request, later_seeds=seeds)
-    texts = _texts(wishes, num_chunks - given_chunks, width * _factor(parts) / request.fps)
     plan = RunPlan(
         settings=dataclasses.replace(wishes, model=wishes.model or source.name),
         output=output,
         source=source,
-        request=request,
-        texts=tuple(texts),
+        request=dataclasses.replace(request, later_seeds=seeds),
+        texts=tuple(_texts(wishes, num_chunks - given_chunks, frames / request.fps)),
         num_chunks=num_chunks,
         num_given_chunks=given_chunks,
         given=given,
         tokens=tokens,
         device=device,
         dtype=dtype,
-        frames_per_chunk=width * _factor(parts),
+        frames_per_chunk=frames,
         inputs=describe_inputs(wishes),
     )
     check_fits(plan.estimate(), in_turn=wishes.offload)

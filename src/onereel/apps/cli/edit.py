@@ -33,6 +33,7 @@ def undo(
 
 def redo(
     folder: _Folder,
+    *,
     start: Annotated[
         float, typer.Option("--from", metavar="SECONDS", help="Second from which on it is redone.")
     ],
@@ -53,6 +54,7 @@ def redo(
 
 def extend(
     folder: _Folder,
+    *,
     seconds: Annotated[float, typer.Option(help="How much longer.")],
     prompt: Annotated[str | None, typer.Option(help="What the new part shows.")] = None,
     hold: _Hold = False,
@@ -68,6 +70,7 @@ def extend(
 def branch(
     folder: _Folder,
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the second run.")],
+    *,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT.mp4", help="Its video [NEW.mp4].")
     ] = None,

@@ -24,6 +24,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def resume(
     folder: _Folder,
+    *,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT.mp4", help="Another file to write.")
     ] = None,
