@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import cpu_offload_with_hook
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
@@ -29,7 +30,14 @@ from onereel.pipelines.stream import (
     make_engine,
     stream_chunks,
 )
-from onereel.runtime.load import Components, load_components, no_foreign_bars
+from onereel.runtime.load import (
+    Components,
+    load_components,
+    load_text,
+    no_foreign_bars,
+    text_device_of,
+)
+from onereel.runtime.verify import model_parts
 from onereel.samplers.engine import ChunkEngine, FinishedChunk
 from onereel.samplers.plan import ChunkCall
 
@@ -120,6 +128,20 @@ class Keeper(Protocol):
         """Return what was saved."""
         ...
 
+    def steered(self, next_chunk: int) -> Sequence[tuple[int, str]]:
+        """Return prompts that came while the video is made.
+
+        Args:
+            next_chunk: absolute index of the first chunk that has not begun; may be past the end.
+
+        Returns:
+            Absolute chunk from which on each holds, and its text.
+
+        Raises:
+            KeyboardInterrupt: the run shall stop here.
+        """
+        ...
+
     def end(self, num_frames: int) -> None:
         """Be told that the video is complete."""
 
@@ -200,15 +222,28 @@ def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
 
 
 def _encode_texts(plan: RunPlan, components: Components) -> Prompts:
-    encoder = components.text_encoder
     limit = int(components.transformer.config.caption_max_length)
 
     def encode(texts: list[str]) -> list[torch.Tensor]:
-        return encode_prompts(
-            texts, components.tokenizer, encoder=encoder, max_length=limit
-        ).visible()
+        # One by one: rounding must not depend on which other prompts there are.
+        text = (components.tokenizer, components.text_encoder)
+        return [_encode(prompt, *text, limit=limit) for prompt in texts]
 
     return encode_chunks(plan.texts, encode, negative=plan.settings.negative)
+
+
+def _encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, encoder: T5EncoderModel, *, limit: int
+) -> torch.Tensor:
+    return encode_prompts([text], tokenizer, encoder=encoder, max_length=limit).visible()[0]
+
+
+def _encode_later(plan: RunPlan, parts: MagiParts, text: str) -> torch.Tensor:
+    """Encode a prompt that comes while the video is made; the encoder is loaded for it."""
+    device = plan.device if plan.settings.offload else text_device_of(plan.source, plan.device)
+    with no_foreign_bars():
+        loaded = load_text(plan.source, model_parts(plan.source), dtype=plan.dtype, device=device)
+    return _encode(text, *loaded, limit=int(parts.transformer.config.caption_max_length))
 
 
 def _offload(parts: MagiParts) -> None:
@@ -297,7 +332,15 @@ def _sample(
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
         try:
-            finished = engine.run() if keeper is None else _kept(engine, keeper, clock)
+            if keeper is None:
+                finished = engine.run()
+            else:
+
+                def steer(chunk: int, text: str) -> None:
+                    row = _encode_later(plan, parts, text)
+                    prompts.change_from(chunk - plan.num_given_chunks, row)
+
+                finished = _kept(engine, keeper, clock=clock, steer=steer)
             for chunk in stream_chunks(parts, request, chunks=finished, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=compat))
                 clock.seconds_done = writer.seconds_written
@@ -317,7 +360,9 @@ def _sample(
     )
 
 
-def _kept(engine: ChunkEngine, keeper: Keeper, clock: _Clock) -> Iterator[FinishedChunk]:
+def _kept(
+    engine: ChunkEngine, keeper: Keeper, *, clock: _Clock, steer: Callable[[int, str], None]
+) -> Iterator[FinishedChunk]:
     """Hand out the chunks that are kept, then keep and hand out those that follow."""
     done = keeper.finished
     for chunk in done:
@@ -335,6 +380,8 @@ def _kept(engine: ChunkEngine, keeper: Keeper, clock: _Clock) -> Iterator[Finish
             engine.pin(finished.index, keeper.load(finished.index))
             continue
         keeper.save(finished.index, engine.latents_dict())
+        for chunk, text in keeper.steered(finished.index + engine.config.window_size):
+            steer(chunk, text)
         yield finished
 
 

@@ -33,7 +33,7 @@ def undo(path: Path, seconds: float) -> float:
     with opened(path) as folder:
         first = _chunk_at(folder, seconds)
         folder.edit(first, _before(folder, first).to_settings())
-        return _start_of(folder, first)
+        return folder.start_of(first)
 
 
 def redo(
@@ -60,7 +60,7 @@ def redo(
     with opened(path) as folder:
         first = _chunk_at(folder, seconds)
         folder.edit(first, _changed(folder, first, prompt=prompt, seed=seed).to_settings())
-        return _start_of(folder, first)
+        return folder.start_of(first)
 
 
 def extend(path: Path, seconds: float, *, prompt: str | None = None) -> float:
@@ -134,7 +134,53 @@ def branch(
                 twin.journal.append("chunk", **dataclasses.asdict(chunk))
         twin.edit(first, wishes.to_settings())
         staging.rename(new)
-        return _start_of(folder, first)
+        return folder.start_of(first)
+
+
+def steer(path: Path, prompt: str, *, seconds: float | None = None) -> None:
+    """Ask the process that renders a run to show something else.
+
+    Args:
+        path: folder of the run.
+        prompt: what is shown.
+        seconds: of the video, from which on; earlier than can still be followed means as soon as
+            possible, and so does None.
+
+    Raises:
+        ConfigError: no process renders the run, or the prompt is empty.
+    """
+    check_wishes(RunWishes(prompt=prompt))
+    folder = _rendering(path)
+    manifest = folder.manifest
+    frame = (seconds or 0) * manifest.record["fps"] + manifest.hidden_frames
+    folder.ask(kind="prompt", prompt=prompt, chunk=int(frame // manifest.frames_per_chunk))
+
+
+def control(path: Path, what: str) -> None:
+    """Ask the process that renders a run to pause, continue or stop after the next chunk.
+
+    Args:
+        path: folder of the run.
+        what: `pause`, `continue` or `stop`.
+
+    Raises:
+        ConfigError: no process renders the run.
+    """
+    _rendering(path).ask(kind=what)
+
+
+def _rendering(path: Path) -> RunFolder:
+    """Open a run that another process renders."""
+    folder = RunFolder(path)
+    try:
+        with folder.locked():
+            pass
+    except ConfigError:
+        return folder
+    raise ConfigError(
+        f"{path} is not being rendered",
+        hint="`onereel redo` and `extend` change a run that rests; `onereel resume` goes on",
+    )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -151,19 +197,12 @@ def _chunk_at(folder: RunFolder, seconds: float) -> int:
     frame = seconds * manifest.record["fps"] + manifest.hidden_frames
     chunk = max(first, int(frame // manifest.frames_per_chunk))
     if seconds < 0 or chunk >= folder.end:
-        end = _start_of(folder, folder.end)
+        end = folder.start_of(folder.end)
         raise ConfigError(
             "the second", expected=f"0 to less than {end:g}, where what is kept ends", got=seconds,
             hint=f"`onereel runs show {folder.path}` tells what is kept",
         )  # fmt: skip
     return chunk
-
-
-def _start_of(folder: RunFolder, chunk: int) -> float:
-    """Find the second of the video at which a chunk starts."""
-    manifest = folder.manifest
-    frame = chunk * manifest.frames_per_chunk - manifest.hidden_frames
-    return float(max(0, frame) / manifest.record["fps"])
 
 
 def _before(folder: RunFolder, first: int) -> RunWishes:

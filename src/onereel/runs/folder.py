@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, JOURNAL, CHUNKS, INPUTS = "manifest.json", "journal.jsonl", "chunks", "inputs"
+REQUESTS = "requests"  # what other processes ask of the one that renders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,9 +122,13 @@ class RunFolder:
 
     @property
     def is_cut(self) -> bool:
-        """Whether an edit has not been followed by a chunk yet."""
-        kinds = [event["kind"] for event in self.journal.events]
-        return "edit" in kinds and "chunk" not in _after_last("edit", kinds)
+        """Whether an edit holds for the next chunk, and that has not been computed yet."""
+        events = self.journal.events
+        kinds = [event["kind"] for event in events]
+        if "edit" not in kinds:
+            return False
+        after = _after_last("edit", kinds)
+        return "chunk" not in after and events[-len(after) - 1]["first"] == self.end
 
     def edit(self, first: int, settings: Mapping[str, Any]) -> None:
         """Take back chunks, and go on with other settings from there.
@@ -151,6 +157,18 @@ class RunFolder:
     def end(self) -> int:
         """Absolute index of the first chunk that is not kept."""
         return self.manifest.num_given_chunks + len(self.chunks)
+
+    def start_of(self, chunk: int) -> float:
+        """Find where a chunk starts.
+
+        Args:
+            chunk: absolute chunk index.
+
+        Returns:
+            Seconds of the video.
+        """
+        frame = chunk * self.manifest.frames_per_chunk - self.manifest.hidden_frames
+        return float(max(0, frame) / self.manifest.record["fps"])
 
     def problem_of(self, chunk: KeptChunk) -> str | None:
         """Check a chunk's file.
@@ -256,6 +274,27 @@ class RunFolder:
                     hint="wait until it ends, or stop it",
                 ) from error
             yield
+
+    def ask(self, **request: Any) -> None:
+        """Ask something of the process that renders; it looks after every chunk.
+
+        Args:
+            request: JSON values.
+        """
+        text = json.dumps(request, ensure_ascii=False)
+        path = self.path / REQUESTS / f"{time.time_ns():020d}.json"
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    def asked(self) -> Iterator[dict[str, Any]]:
+        """Take the requests that came, oldest first.
+
+        Yields:
+            JSON values; their files are gone by then.
+        """
+        for path in sorted((self.path / REQUESTS).glob("*.json")):
+            request = json.loads(path.read_text("utf-8"))
+            path.unlink()
+            yield request
 
     def num_bytes(self) -> int:
         """Measure the folder."""

@@ -7,9 +7,10 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -22,6 +23,7 @@ from onereel.pipelines.wishes import RunWishes
 from onereel.runs.folder import FORMAT, INPUTS, Manifest, RunFolder
 from onereel.runtime.verify import model_parts
 
+POLL_S = 0.1  # how often a paused run looks for requests
 LARGEST_COPY = 64 * 2**20  # larger inputs are not copied into the folder
 
 
@@ -45,7 +47,8 @@ def default_folder(output: str) -> Path:
 
 def _is_replaceable(path: Path) -> bool:
     with contextlib.suppress(Exception):  # whatever is wrong with it, it is left alone
-        return RunFolder(path).is_finished
+        folder = RunFolder(path)
+        return folder.is_finished or not folder.chunks
     return False
 
 
@@ -55,7 +58,8 @@ class RunKeeper:
     Args:
         path: the folder.
         plan: the run.
-        folder: the run that is gone on with, or None for a new one.
+        folder: the run that is gone on with, locked, or None for a new one.
+        say: is told what came from other processes.
 
     Raises:
         MediaError: the folder cannot be written.
@@ -63,8 +67,16 @@ class RunKeeper:
         ConfigError: the folder holds something else.
     """
 
-    def __init__(self, path: Path, plan: RunPlan, *, folder: RunFolder | None = None) -> None:
-        self.path, self.plan, self.folder = path, plan, folder
+    def __init__(
+        self,
+        path: Path,
+        plan: RunPlan,
+        *,
+        folder: RunFolder | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.path, self.plan, self.folder, self.say = path, plan, folder, say
+        self._open, self._is_new = contextlib.ExitStack(), folder is None
         if folder is None:
             check_place(path, estimated_bytes=plan_bytes(plan))
             if path.exists() and any(path.iterdir()) and not _is_replaceable(path):
@@ -105,6 +117,17 @@ class RunKeeper:
             inputs=self._copy_inputs(),
         )
         self.folder = RunFolder.create(self.path, manifest)
+        self._open.enter_context(self.folder.locked())
+
+    def __enter__(self) -> Self:
+        """Take part in a `with` block, at whose end the folder is unlocked."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Unlock the folder; one without a chunk is of no use and goes."""
+        if self._is_new and self.folder is not None and not self.folder.chunks:
+            shutil.rmtree(self.folder.path)
+        self._open.close()
 
     def save(self, chunk: int, state: dict[str, torch.Tensor]) -> None:
         """Keep a finished chunk."""
@@ -115,6 +138,41 @@ class RunKeeper:
         """Read a finished chunk."""
         assert self.folder is not None
         return self.folder.load_chunk(chunk)
+
+    def steered(self, next_chunk: int) -> list[tuple[int, str]]:
+        """Take what others asked, note it in the journal, and wait while the run is paused."""
+        assert self.folder is not None
+        found: list[tuple[int, str]] = []
+        paused = False
+        while True:
+            for request in self.folder.asked():
+                kind = request["kind"]
+                self.folder.journal.append("asked", request=request)
+                if kind == "stop":
+                    raise KeyboardInterrupt
+                if kind in ("pause", "continue"):
+                    paused = kind == "pause"
+                    self.say("paused; `onereel steer --continue` goes on" if paused else "going on")
+                if kind == "prompt":
+                    found += self._follow(request, next_chunk)
+            if not paused:
+                return found
+            time.sleep(POLL_S)
+
+    def _follow(self, request: Mapping[str, Any], next_chunk: int) -> list[tuple[int, str]]:
+        """Note another prompt, from the first chunk on that can still follow it."""
+        assert self.folder is not None
+        text, start = str(request["prompt"]), self.plan.num_given_chunks
+        chunk = max(next_chunk, int(request.get("chunk", 0)))
+        if chunk >= self.plan.num_chunks:
+            self.say(f"too late for '{text}': all chunks have begun; `onereel extend` adds some")
+            return []
+        wishes = folder_wishes(self.folder)
+        earlier = (edit for edit in wishes.edits if edit[0] < chunk - start)
+        wishes = dataclasses.replace(wishes, edits=(*earlier, (chunk - start, "prompt", text)))
+        self.folder.edit(chunk, wishes.to_settings())
+        self.say(f"from {self.folder.start_of(chunk):g} s on: {text}")
+        return [(chunk, text)]
 
     def end(self, num_frames: int) -> None:
         """Note that the video is complete."""
@@ -209,7 +267,7 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
         for name, now in installed_versions().items():
             if now != (then := record["versions"].get(name)):
                 listener.say(f"begun with {name} {then}, now {now}: rounding may differ")
-        keeper = RunKeeper(path, plan, folder=folder)
+        keeper = RunKeeper(path, plan, folder=folder, say=listener.say)
         done, left = len(keeper.finished), plan.num_chunks - keeper.finished.stop
         listener.say(f"{path}: {done} chunks are kept, {left} are left to compute")
         return run(plan, listener, expected_hash=str(record["model_hash"]), keeper=keeper)

@@ -90,6 +90,35 @@ def branch(
     _go_on(new, f"{shared:g} s are shared with {folder}", hold=hold, quiet=quiet)
 
 
+def steer(
+    folder: _Folder,
+    prompt: Annotated[str | None, typer.Argument(help="What is shown from now on.")] = None,
+    *,
+    at: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Not before this second.")
+    ] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Wait after the next chunk.")] = False,
+    go_on: Annotated[bool, typer.Option("--continue", help="End a pause.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End after the next chunk.")] = False,
+) -> None:
+    """Change a render while it runs.
+
+    The prompt holds from the first chunk on that has not begun. `onereel resume DIR` goes on with a
+    render that was stopped.
+    """
+    from onereel.core.errors import ConfigError
+    from onereel.runs import edit
+
+    asked = [name for name, on in (("pause", pause), ("continue", go_on), ("stop", stop)) if on]
+    if len(asked) + (prompt is not None) != 1:
+        raise ConfigError("steer", expected="a prompt, --pause, --continue or --stop, one of them")
+    if prompt is not None:
+        edit.steer(folder, prompt, seconds=at)
+    else:
+        edit.control(folder, asked[0])
+    typer.echo(f"{folder}: asked; it is looked at after every chunk", err=True)
+
+
 def _go_on(folder: Path, text: str, *, hold: bool, quiet: bool) -> None:
     if not quiet:
         typer.echo(f"{folder}: {text}", err=True)

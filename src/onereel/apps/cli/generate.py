@@ -265,7 +265,8 @@ def _go(
         return
     listener.say(_summary(plan))
     expected = None if repeat is None else repeat.expected_hash(changes)
-    result = run(plan, listener, expected_hash=expected, keeper=keep.keeper(plan))
+    with keep.keeper(plan, listener) as keeper:
+        result = run(plan, listener, expected_hash=expected, keeper=keeper)
     report(result, listener, as_json=show["as_json"])
 
 
@@ -303,14 +304,16 @@ class _Keep:
         if self.off and self.folder is not None:
             raise ConfigError("--run and --no-run", expected="one of them", got="both")
 
-    def keeper(self, plan: RunPlan) -> RunKeeper | None:
+    def keeper(
+        self, plan: RunPlan, listener: QuietListener
+    ) -> contextlib.AbstractContextManager[RunKeeper | None]:
         """Check the place; nothing is written yet."""
         from onereel.runs.render import RunKeeper, default_folder
 
         if self.off or (self.folder is None and plan.output == "-"):
-            return None
+            return contextlib.nullcontext()
         path = default_folder(plan.output) if self.folder is None else Path(self.folder)
-        return RunKeeper(path, plan)
+        return RunKeeper(path, plan, say=listener.say)
 
 
 def _wishes(changes: dict[str, Any], like: str | None) -> tuple[RunWishes, Repeat | None]:

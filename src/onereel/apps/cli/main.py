@@ -27,6 +27,7 @@ COMMANDS = {
     "runs": ("onereel.apps.cli.runs:app", "List, show, verify and clean the folders of renders."),
     "undo": ("onereel.apps.cli.edit:undo", "Take back what follows a second of a kept render."),
     "redo": ("onereel.apps.cli.edit:redo", "Do it again from a second on, otherwise."),
+    "steer": ("onereel.apps.cli.edit:steer", "Change a render while it runs; pause or stop it."),
     "extend": ("onereel.apps.cli.edit:extend", "Make a kept render longer."),
     "branch": ("onereel.apps.cli.edit:branch", "Fork a kept render into a second one."),
     "plan": ("onereel.apps.cli.plan:app", "Say what a run will take, before anything is loaded."),
