@@ -192,8 +192,8 @@ def _trim(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     longest = max(lengths)
     values[_TEXT], values[_MASK] = values[_TEXT][:, :longest], values[_MASK][:, :longest]
     # Checkpointed blocks run again later, maybe after a call with other texts.
-    again = module.gradient_checkpointing and torch.is_grad_enabled()
+    mask_free = min(lengths) == longest and not module.gradient_checkpointing
     for processor in module.attn_processors.values():
         if isinstance(processor, TrimmedTextProcessor):
-            processor.mask_free = min(lengths) == longest and not again
+            processor.mask_free = mask_free
     return (), values

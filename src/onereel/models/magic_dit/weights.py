@@ -135,16 +135,19 @@ def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((second, first))
 
 
-def _split_rows(tensor: torch.Tensor, parts: int, dim: int) -> tuple[torch.Tensor, ...]:
+def _split_rows(name: str, tensor: torch.Tensor, *, parts: int, dim: int) -> list[torch.Tensor]:
     """Cut a fused matrix or bias: three projections of `dim` rows, then the MLP's."""
     if parts == 1:
-        return (tensor,)
+        return [tensor]
     rest = tensor.shape[0] - 3 * dim
     if rest < 0 or (rest > 0) != (parts == 4):
         raise CheckpointError(
-            "fused projection", expected=f"3 x {dim} rows and the MLP's", got=tensor.shape[0]
+            name,
+            expected=f"3 x {dim} rows" + " and the MLP's" * (parts == 4),
+            got=tensor.shape[0],
+            hint="use the config that belongs to these weights",
         )
-    return tensor.split([dim] * 3 + [rest] * (parts - 3))
+    return list(tensor.split([dim] * 3 + [rest] * (parts - 3)))
 
 
 def official_to_ours(state: Mapping[str, torch.Tensor], *, dim: int) -> Tensors:
@@ -169,7 +172,8 @@ def official_to_ours(state: Mapping[str, torch.Tensor], *, dim: int) -> Tensors:
             )
         targets = section.stems[stem]
         value = _swap_halves(tensor) if stem == _SWAPPED else tensor
-        for target, part in zip(targets, _split_rows(value, len(targets), dim), strict=True):
+        parts = _split_rows(name, value, parts=len(targets), dim=dim)
+        for target, part in zip(targets, parts, strict=True):
             out[f"{section.ours}{number}{target}{suffix}"] = part
     return out
 
