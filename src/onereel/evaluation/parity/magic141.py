@@ -173,10 +173,11 @@ def _quantized(folder: MagicFolder, name: str) -> Results:
         yield compare(f"{name}.{stem}.data", rounded.weight, want=tensors[f"{stem}.data"], atol=0)
         scale = tensors[f"{stem}.scale"]
         yield compare(f"{name}.{stem}.scale", rounded.weight_scale, want=scale, atol=_GRID_ATOL)
-    model = copy.deepcopy(folder.transformer)
-    quantize_int8(model)
-    got = forward(model, folder.case("dit_i2v"))
-    yield compare(f"{name}.dit_out", got, want=tensors["dit_out"], atol=NETWORK_ATOL)
+    if "dit_out" in tensors:
+        model = copy.deepcopy(folder.transformer)
+        quantize_int8(model)
+        got = forward(model, folder.case("dit_i2v"))
+        yield compare(f"{name}.dit_out", got, want=tensors["dit_out"], atol=NETWORK_ATOL)
 
 
 def _density(folder: MagicFolder, name: str) -> Results:
