@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPTextConfig,
     CLIPTextModel,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
@@ -37,62 +32,22 @@ from onereel.models.text.llava import (
 )
 from onereel.models.text.t5 import TextFeatures
 
-SPECIAL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", IMAGE_TOKEN)
-PATCHES, IMAGE_SIZE, WIDTH = 16, 16, 8
+PATCHES, WIDTH = 16, 8  # of the tiny networks
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes behind a first token, with the special tokens of Llama 3."""
-    vocabulary = {token: i for i, token in enumerate(("<pad>", "<s>", *SPECIAL))}
-    for token in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[token] = len(vocabulary)
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain,
-        bos_token="<s>",
-        pad_token="<pad>",
-        additional_special_tokens=list(SPECIAL),
-    )
+def tokenizer(llava_parts: dict[str, Any]) -> PreTrainedTokenizerFast:
+    return llava_parts["tokenizer"]
 
 
 @pytest.fixture(scope="module")
-def llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=4,
-    )
-    config = LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlavaForConditionalGeneration(config).eval()
+def llava(llava_parts: dict[str, Any]) -> LlavaForConditionalGeneration:
+    return llava_parts["text_encoder"]
 
 
 @pytest.fixture(scope="module")
-def image_processor() -> CLIPImageProcessorPil:
-    sides = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=sides)
+def image_processor(llava_parts: dict[str, Any]) -> CLIPImageProcessorPil:
+    return llava_parts["image_processor"]
 
 
 def picture(value: int) -> Image.Image:
@@ -159,19 +114,9 @@ def test_states_that_are_not_there_are_refused() -> None:
         crop_states([torch.zeros(1, 4, 2)] * 3, mask, crop=4)
 
 
-def test_clip_summarises_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        eos_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = CLIPTextModel(config).eval()
+def test_clip_summarises_without_a_template(llava_parts: dict[str, Any]) -> None:
+    encoder: CLIPTextModel = llava_parts["text_encoder_2"]
+    tokenizer = llava_parts["tokenizer_2"]
     pooled = encode_pooled(["a cat", "a dog", "a cat"], tokenizer, encoder=encoder)
     assert pooled.shape == (3, WIDTH)
     torch.testing.assert_close(pooled[0], pooled[2])

@@ -132,14 +132,14 @@ def encode_latent(
 
     Args:
         vae: the VAE.
-        video: [B, 3, F, H, W] in [-1, 1].
+        video: [B, 3, F, H, W] in [-1, 1], on the VAE's device.
         generator: source of the posterior's noise, drawn as the official code does; None takes
             the posterior's mean.
 
     Returns:
         [B, C, T, H/8, W/8], scaled.
     """
-    posterior = vae.encode(video.to(vae.device, vae.dtype)).latent_dist
+    posterior = vae.encode(video.to(vae.dtype)).latent_dist
     latent: torch.Tensor = posterior.mode() if generator is None else posterior.sample(generator)
     return latent * vae.config.scaling_factor
 
@@ -149,12 +149,12 @@ def decode_latent(vae: AutoencoderKLHunyuanVideo, latent: torch.Tensor) -> torch
 
     Args:
         vae: the VAE.
-        latent: [B, C, T, H, W], scaled.
+        latent: [B, C, T, H, W], scaled, on the VAE's device.
 
     Returns:
         Video [B, 3, 4 * (T - 1) + 1, 8 * H, 8 * W] in [0, 1].
     """
-    unscaled = (latent / vae.config.scaling_factor).to(vae.device, vae.dtype)
+    unscaled = (latent / vae.config.scaling_factor).to(vae.dtype)
     video: torch.Tensor = vae.decode(unscaled).sample
     return (video / 2 + 0.5).clamp(0, 1)
 

@@ -108,16 +108,18 @@ def encode_prompt_tokens(
     template: str = PROMPT_TEMPLATE,
     crop: int | None = PROMPT_CROP,
     num_tokens: int = PROMPT_TOKENS,
+    device: torch.device | str | None = None,
 ) -> TextFeatures:
     """Encode prompts with the Llama inside LLaVA.
 
     Args:
         prompts: one or more texts.
         tokenizer: Llama's.
-        language_model: a `LlamaModel`, such as `llava.model.language_model`.
+        language_model: a `LlamaModel`, or the whole LLaVA.
         template: text around the prompt.
         crop: tokens before the prompt; None counts them.
         num_tokens: positions kept; longer prompts are cut, shorter ones padded.
+        device: where to run; None takes the model's.
 
     Returns:
         [P, num_tokens, K] and the mask of the prompts' own tokens.
@@ -142,7 +144,7 @@ def encode_prompt_tokens(
         truncation=True,
         max_length=counted + num_tokens,
         return_tensors="pt",
-    ).to(language_model.device)
+    ).to(device or language_model.device)
     output = language_model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -154,7 +156,11 @@ def encode_prompt_tokens(
 
 @torch.no_grad()
 def encode_pooled(
-    prompts: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, *, encoder: CLIPTextModel
+    prompts: str | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder: CLIPTextModel,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Summarise prompts with CLIP's text tower; no template, longer ones are cut.
 
@@ -162,6 +168,7 @@ def encode_pooled(
         prompts: one or more texts.
         tokenizer: CLIP's.
         encoder: the text tower.
+        device: where to run; None takes the encoder's.
 
     Returns:
         [P, width of CLIP].
@@ -173,7 +180,8 @@ def encode_pooled(
         max_length=min(_CLIP_TOKENS, encoder.config.max_position_embeddings),
         return_tensors="pt",
     )
-    pooled: Tensor = encoder(input_ids=batch.input_ids.to(encoder.device)).pooler_output
+    ids = batch.input_ids.to(device or encoder.device)
+    pooled: Tensor = encoder(input_ids=ids).pooler_output
     return pooled
 
 
@@ -242,6 +250,7 @@ def encode_image_tokens(
     llava: LlavaForConditionalGeneration,
     template: str = IMAGE_TEMPLATE,
     stride: int = IMAGE_STRIDE,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Let LLaVA look at the reference picture; the user's prompt is not told.
 
@@ -252,6 +261,7 @@ def encode_image_tokens(
         llava: the whole model.
         template: text around the picture.
         stride: every such patch is kept.
+        device: where to run; None takes the model's.
 
     Returns:
         [1, S, K]; 146 tokens with LLaVA-Llama-3-8B.
@@ -265,12 +275,16 @@ def encode_image_tokens(
     vision = llava.config.vision_config
     ids = expand_image(text, image_id, num_patches=(vision.image_size // vision.patch_size) ** 2)
     pixels = image_processor(images=image, return_tensors="pt").pixel_values
-    output = llava.model(
-        input_ids=ids[None].to(llava.device),
-        pixel_values=pixels.to(llava.device, llava.dtype),
+    device = device or llava.device
+    # The whole model is called, since offloading hooks sit there; one row of logits is the least.
+    output = llava(
+        input_ids=ids[None].to(device),
+        pixel_values=pixels.to(device, llava.dtype),
+        output_hidden_states=True,
         use_cache=False,
+        logits_to_keep=1,
     )
-    hidden = output.last_hidden_state[0]
+    hidden = output.hidden_states[-1][0]
     return select_image_tokens(
         ids.to(hidden.device), hidden, header=header, image_id=image_id, stride=stride
     )[None]
