@@ -85,5 +85,5 @@ def fit_bucket(image: Image.Image | Pixels, bucket: Bucket | None = None) -> Pix
         size = (bucket.width, int(bucket.width / ratio))
     scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.uint8)
     left, top = round((size[0] - bucket.width) / 2), round((size[1] - bucket.height) / 2)
-    cut = scaled[top : top + bucket.height, left : left + bucket.width]
-    return np.ascontiguousarray(cut)
+    # A copy: Pillow's own memory cannot be written to.
+    return scaled[top : top + bucket.height, left : left + bucket.width].copy()

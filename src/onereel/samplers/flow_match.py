@@ -17,7 +17,7 @@ from onereel.core.errors import ConfigError, ShapeError
 from onereel.samplers.schedule import shift_sigma
 
 Velocity = Callable[[torch.Tensor, float], torch.Tensor]
-OnStep = Callable[[int, torch.Tensor, torch.Tensor], None]
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 Density = Literal["logit_normal", "mode", "uniform"]
 Weighting = Literal["logit_normal", "sigma_sqrt", "cosmap", "uniform"]
 
@@ -62,7 +62,8 @@ def sample_euler(
         velocity: the model.
         x: latents at the first noise level.
         sigmas: noise levels [num_steps + 1].
-        on_step: called with the step's number, its latents after the update, and its velocity.
+        on_step: called with the step's number, its latents after the update, and its velocity;
+            latents that it returns take their place.
 
     Returns:
         Latents at the last noise level, float32.
@@ -78,7 +79,8 @@ def sample_euler(
             raise ShapeError("velocity", expected=f"{list(x.shape)}", got=list(v.shape))
         x = x + v * float(levels[step + 1] - levels[step])
         if on_step is not None:
-            on_step(step, x, v)
+            changed = on_step(step, x, v)
+            x = x if changed is None else changed
     return x
 
 
