@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 
@@ -152,7 +153,7 @@ def _forward(folder: MagicFolder, name: str) -> Results:
 
 def _bfloat16(folder: MagicFolder, name: str) -> Results:
     """Ours computes in bfloat16, the official code under autocast: both round, elsewhere."""
-    inputs = folder.case(name.removesuffix("_bf16"))
+    inputs = folder.case(folder.inputs(name))
     model = torch.nn.Module.to(copy.deepcopy(folder.transformer), torch.bfloat16)
     tolerance = float(folder.words(name).get("suggested_atol", _BF16_ATOL))
     yield compare(name, forward(model, inputs), want=folder.case(name)["out"], atol=tolerance)
@@ -176,7 +177,7 @@ def _quantized(folder: MagicFolder, name: str) -> Results:
     if "dit_out" in tensors:
         model = copy.deepcopy(folder.transformer)
         quantize_int8(model)
-        got = forward(model, folder.case("dit_i2v"))
+        got = forward(model, folder.case(folder.inputs(name)))
         yield compare(f"{name}.dit_out", got, want=tensors["dit_out"], atol=NETWORK_ATOL)
 
 
@@ -264,7 +265,7 @@ def _picture(folder: MagicFolder, name: str) -> Results:
     chosen = f"RATIO_{bucket.ratio[0]}_{bucket.ratio[1]}"
     right = chosen == words["bucket"]
     yield CaseResult(f"{name}.bucket", right, float(not right), 0.0, chosen)
-    got = torch.tensor(fit_bucket(pixels, bucket)).permute(2, 0, 1).float() / 255
+    got = torch.from_numpy(fit_bucket(pixels, bucket)).permute(2, 0, 1).float() / 255
     shape = torch.tensor(got.shape)
     yield compare(f"{name}.shape", shape, want=torch.tensor(words["out_shape"]), atol=0)
     top, bottom, left, right_edge = (
@@ -366,8 +367,6 @@ def run(folder: Path) -> Results:
 
 def _full_size(path: Path) -> Results:
     """Compare names and shapes of the released sizes in every layout, on the meta device."""
-    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
-
     manifest = json.loads(path.read_text(encoding="utf-8"))
     config = MAGIC_DIT_PRESETS["magic141"]
     with torch.device("meta"):

@@ -74,6 +74,10 @@ class MagicFolder:
         """Give the index's entry of a case."""
         return dict(self.index["cases"][name])
 
+    def inputs(self, name: str) -> str:
+        """Find the case whose inputs a case shares."""
+        return str(re.findall(r"inputs of (\w+)", self.words(name)["what"])[0])
+
     def seed(self, name: str) -> int:
         """Find the seed that a case's description names."""
         words = self.words(name)

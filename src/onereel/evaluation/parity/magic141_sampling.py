@@ -86,7 +86,7 @@ def inversion(folder: MagicFolder, name: str) -> Results:
     Yields:
         Results for the latents that went in, and for those that came out.
     """
-    tensors, inputs = folder.case(name), folder.case("sample_4step")
+    tensors, inputs = folder.case(name), folder.case(folder.inputs(name))
     velocity = _velocity(folder, inputs, scale=1.0)
     seen: list[torch.Tensor] = []
 
