@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +125,17 @@ def test_every_layout_builds_the_same_model(
     assert not model.training
     for name, tensor in ours.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_converted_weights_can_be_saved(
+    ours: HunyuanVideoTransformer3DModel, tmp_path: Path
+) -> None:
+    """Parts of a fused matrix share their memory, which safetensors must take."""
+    model = build_transformer(ours_to_official(ours.state_dict()), CONFIG)
+    model.save_pretrained(tmp_path)
+    loaded = HunyuanVideoTransformer3DModel.from_pretrained(tmp_path)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_a_wrapper_is_stripped_from_all_names_or_none() -> None:

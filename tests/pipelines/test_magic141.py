@@ -212,6 +212,31 @@ def test_settings_are_strict() -> None:
         MagicSampleConfig(num_frames=9, segment_frames=1)
 
 
+def test_adapters_of_both_layouts(pipe: Any) -> None:
+    down, up = (torch.randn(size, generator=seeded(7)) for size in ((4, 32), (32, 4)))
+    name = "transformer_blocks.0.attn.to_out.0"
+    adapters = {
+        "diffusers": {
+            f"transformer.{name}.lora_A.weight": down,
+            f"transformer.{name}.lora_B.weight": up,
+        },
+        "official": {
+            "transformer.double_blocks.0.img_attn_proj.lora_A.weight": down,
+            "transformer.double_blocks.0.img_attn_proj.lora_B.weight": up,
+            "transformer.double_blocks.0.img_attn_qkv.lora_A.weight": down,
+            "transformer.double_blocks.0.img_attn_qkv.lora_B.weight": torch.zeros(96, 4),
+        },
+    }
+    plain, made = latent(pipe), []
+    for state in adapters.values():
+        pipe.load_lora_weights(dict(state))
+        made.append(latent(pipe))
+        pipe.unload_lora_weights()
+    assert not torch.allclose(made[0], plain, atol=1e-3)
+    torch.testing.assert_close(made[0], made[1])
+    assert torch.equal(latent(pipe), plain)
+
+
 def test_a_saved_pipeline_is_the_same(pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     loaded = Magic141ImageToVideoPipeline.from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import CLIPTextModel, LlavaForConditionalGeneration, PreTrainedTokenizerBase
@@ -40,8 +41,8 @@ class Magic141PipelineOutput(BaseOutput):
     frames: Any
 
 
-class Magic141ImageToVideoPipeline(DiffusionPipeline):
-    """Picture and text to video.
+class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixin):
+    """Picture and text to video; LoRA adapters of HunyuanVideo load in either layout.
 
     Args:
         tokenizer: Llama's.
