@@ -155,6 +155,17 @@ def test_official_noise_follows_the_picture_s(pipe: Any) -> None:
     assert not torch.equal(latent(pipe, generator=seeded(39)), want)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_inversion_moves_the_start_a_little(pipe: Any, scale: float) -> None:
+    settings = {**SAMPLING, "inversion": True}
+    inverted = Magic141ImageToVideoPipeline(**pipe.components, sampling=settings)
+    inverted.set_progress_bar_config(disable=True)
+    plain = latent(pipe, guidance_scale=scale)
+    moved = latent(inverted, guidance_scale=scale)
+    assert not torch.equal(moved, plain)
+    assert (moved - plain).abs().max() < 0.05 * plain.abs().max()
+
+
 def test_callbacks_see_and_change_the_latents(pipe: Any) -> None:
     seen = []
 
@@ -191,6 +202,7 @@ def test_the_picture_chooses_the_bucket(pipe: Any, monkeypatch: pytest.MonkeyPat
     ("options", "message"),
     [
         ({"image": None}, "image: expected a PIL picture"),
+        ({"image": np.zeros(12, np.uint8)}, "frames: expected uint8"),
         ({"prompt": ""}, "prompt: expected one or more texts"),
         ({"width": None}, "both or none"),
         ({"height": 40}, "height: expected a multiple of 16, got 40. hint: use 32"),
@@ -201,7 +213,7 @@ def test_the_picture_chooses_the_bucket(pipe: Any, monkeypatch: pytest.MonkeyPat
 )
 def test_wrong_arguments_are_refused(pipe: Any, options: dict[str, Any], message: str) -> None:
     call = {"image": picture(), "prompt": PROMPT, **SIZE, **options}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, ShapeError), match=message):
         pipe(**call)
 
 

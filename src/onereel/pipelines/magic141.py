@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, LlavaForConditionalGeneration, PreTraine
 from onereel.core.config import from_mapping
 from onereel.core.errors import ConfigError, ShapeError
 from onereel.media.buckets import Bucket, fit_bucket, pick_bucket
-from onereel.media.image import rgb_from_pil
+from onereel.media.image import check_frames, rgb_from_pil
 from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition, use_trimmed_text
 from onereel.models.magic_vae.model import VaeTiles, set_tiles, use_frame_causal_attention
@@ -53,6 +53,27 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         transformer: the velocity network, with 33 input channels.
         vae: the VAE.
         sampling: the checkpoint's sampling settings, see `MagicSampleConfig`.
+
+    Arguments of a call:
+        image: PIL picture or uint8 array [H, W, 3]; scaled to fill the size, centre kept.
+        prompt: one or more texts.
+        negative_prompt: used where `guidance_scale` is above 1; None takes the checkpoint's.
+        height: pixels, a multiple of 16; None picks the bucket nearest to the picture.
+        width: likewise, both or none.
+        num_frames: frames to return, 4 n + 1; above the checkpoint's `segment_frames` the video is
+            made in several segments.
+        num_inference_steps: updates per segment.
+        guidance_scale: strength towards the prompt.
+        num_videos_per_prompt: videos per text.
+        generator: gives the seeds.
+        latents: noise [B, C, T, h, w] instead of drawn noise.
+        output_type: `np` [B, F, H, W, 3] in [0, 1], `pt` [B, F, 3, H, W] in [0, 1], `pil`, or
+            `latent` [B, C, T, h, w].
+        return_dict: False returns a tuple.
+        callback_on_step_end: called with (pipeline, step, timestep, tensors).
+        callback_on_step_end_tensor_inputs: names of those tensors: `latents`.
+        official_compat: draw noise as the official code does; a generator's initial seed is the
+            official seed.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
@@ -164,43 +185,27 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         official_compat: bool = False,
     ) -> Any:
-        """Make videos that start with a picture.
-
-        Args:
-            image: PIL picture or uint8 array [H, W, 3]; scaled to fill the size, centre kept.
-            prompt: one or more texts.
-            negative_prompt: used where `guidance_scale` is above 1; None takes the checkpoint's.
-            height: pixels, a multiple of 16; None picks the bucket nearest to the picture.
-            width: likewise, both or none.
-            num_frames: frames to return, 4 n + 1; above the checkpoint's `segment_frames` the video
-                is made in several segments.
-            num_inference_steps: updates per segment.
-            guidance_scale: strength towards the prompt.
-            num_videos_per_prompt: videos per text.
-            generator: gives the seeds.
-            latents: noise [B, C, T, h, w] instead of drawn noise.
-            output_type: `np` [B, F, H, W, 3] in [0, 1], `pt` [B, F, 3, H, W] in [0, 1], `pil`, or
-                `latent` [B, C, T, h, w].
-            return_dict: False returns a tuple.
-            callback_on_step_end: called with (pipeline, step, timestep, tensors).
-            callback_on_step_end_tensor_inputs: names of those tensors: `latents`.
-            official_compat: draw noise as the official code does; a generator's initial seed is the
-                official seed.
+        """Make videos that start with a picture; the arguments are described at the class.
 
         Returns:
             Magic141PipelineOutput, or a tuple.
 
         Raises:
             ConfigError: (also a ValueError) an argument is wrong.
-            ShapeError: (also a ValueError) `latents` has another shape than the video.
+            ShapeError: (also a ValueError) an array is no picture, or `latents` has another shape
+                than the video.
         """
-        options = {k: v for k, v in locals().items() if k != "self"}
+        return self._run({k: v for k, v in locals().items() if k != "self"})
+
+    def _run(self, options: dict[str, Any]) -> Any:
+        """Make all videos of a call."""
         self.check_inputs(options)
         config = self._config(options)
-        texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        texts = [text for text in texts for _ in range(num_videos_per_prompt)]
+        image, prompt, latents = options["image"], options["prompt"], options["latents"]
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [text for text in texts for _ in range(options["num_videos_per_prompt"])]
         seeds = self._seeds(options, len(texts))
-        pixels = rgb_from_pil(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
+        pixels = rgb_from_pil(image) if isinstance(image, PIL.Image.Image) else image
         picture = self._picture(pixels, options, config)
         self._check_latents(latents, config, count=len(texts), picture=picture)
         tokens = self.encode_image(pixels)
@@ -215,12 +220,12 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
                 config=config,
                 seed=seed,
                 noise=None if latents is None else latents[index : index + 1],
-                official_compat=official_compat,
+                official_compat=options["official_compat"],
             )
             videos.append(self._one(request, options))
         self.maybe_free_model_hooks()
-        frames = collect(videos, output_type)
-        return Magic141PipelineOutput(frames=frames) if return_dict else (frames,)
+        frames = collect(videos, options["output_type"])
+        return Magic141PipelineOutput(frames=frames) if options["return_dict"] else (frames,)
 
     def check_inputs(self, options: Mapping[str, Any]) -> None:
         """Refuse wrong arguments before any work.
@@ -230,11 +235,14 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
 
         Raises:
             ConfigError: (also a ValueError) an argument is wrong.
+            ShapeError: (also a ValueError) an array is not uint8 [H, W, 3].
         """
         image, prompt = options["image"], options["prompt"]
         if not isinstance(image, PIL.Image.Image | np.ndarray):
             got = type(image).__name__
             raise ConfigError("image", expected="a PIL picture or array [H, W, 3]", got=got)
+        if isinstance(image, np.ndarray):
+            check_frames(image[None])
         if not prompt or not isinstance(prompt, str | list | tuple):
             raise ConfigError("prompt", expected="one or more texts", got=repr(prompt))
         height, width = options["height"], options["width"]
