@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +71,76 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with distilled weights; tests must not change it."""
     return build_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-distilled", distilled=True)
+
+
+def build_llava_parts() -> dict[str, Any]:
+    """Tiny Llama, LLaVA and CLIP networks, and a tokenizer of bytes with Llama 3's special tokens.
+
+    Llama is 8 wide, a picture has 16 patches, CLIP reads 12 tokens.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        PreTrainedTokenizerFast,
+    )
+
+    special = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
+    vocabulary = {token: i for i, token in enumerate(("<pad>", "<s>", *special))}
+    vocabulary |= {
+        byte: len(vocabulary) + i
+        for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        bos_token="<s>",
+        pad_token="<pad>",
+        additional_special_tokens=list(special),
+    )
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    text = LlamaConfig(
+        vocab_size=len(vocabulary),
+        num_hidden_layers=4,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        **sizes,
+    )
+    vision = CLIPVisionConfig(num_hidden_layers=2, image_size=16, patch_size=4, **sizes)
+    clip = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        num_hidden_layers=2,
+        max_position_embeddings=12,
+        bos_token_id=vocabulary["<s>"],
+        eos_token_id=vocabulary["<pad>"],
+        **sizes,
+    )
+    config = LlavaConfig(
+        text_config=text, vision_config=vision, image_token_id=vocabulary["<image>"]
+    )
+    sides = {"height": 16, "width": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {
+            "tokenizer": tokenizer,
+            "text_encoder": LlavaForConditionalGeneration(config).eval(),
+            "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=sides),
+            "tokenizer_2": tokenizer,
+            "text_encoder_2": CLIPTextModel(clip).eval(),
+        }
+
+
+@pytest.fixture(scope="session")
+def llava_parts() -> dict[str, Any]:
+    """Components of a Magic 1-For-1 pipeline that read the prompt and the picture."""
+    return build_llava_parts()

@@ -25,6 +25,7 @@ LEVELS = {
     "samplers": 2,
     "runtime": 3,
     "pipelines": 4,
+    "runs": 5,
     "training": 5,
     "evaluation": 5,
     "apps": 6,

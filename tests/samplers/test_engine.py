@@ -362,3 +362,48 @@ def test_tasks_that_do_not_fit(make_task: MakeTask) -> None:
     empty = make_task(2, condition=lambda _: torch.zeros(0, 8))
     with pytest.raises(ShapeError, match="at least one token"):
         next(ChunkEngine(StrictModel(), BASE, task=empty).run())
+
+
+REBUILT = [
+    BASE,
+    DISTILLED,
+    WINDOW_ONE,
+    ALL_KEPT,
+    ChunkSampleConfig(num_steps=8, chunk_width=2, clean_chunk_kvrange=3),
+    ChunkSampleConfig(num_steps=4, chunk_width=2, window_size=2, clean_chunk_kvrange=-1),
+    ChunkSampleConfig(num_steps=8, chunk_width=2, noise2clean_kvrange=(1, 6)),
+]
+
+
+@pytest.mark.parametrize("config", REBUILT, ids=range(len(REBUILT)))
+@pytest.mark.parametrize("prefix", [0, 3, 6])
+def test_rebuilt_from_latents_it_goes_on_exactly(
+    tiny_model: Any, make_task: MakeTask, config: ChunkSampleConfig, prefix: int
+) -> None:
+    task = make_task(10, prefix)
+    engine, saved, whole = ChunkEngine(tiny_model, config, task=task), {}, {}
+    for chunk in engine.run():
+        saved[chunk.index], whole[chunk.index] = engine.latents_dict(), chunk.latent
+    for last in whole:
+        again = ChunkEngine(tiny_model, config, task=task)
+        again.rebuild(last, lambda chunk: {name: x.clone() for name, x in saved[chunk].items()})
+        rest = {chunk.index: chunk.latent for chunk in again.run()}
+        assert list(rest) == [c for c in whole if c > last]
+        assert all(torch.equal(latent, whole[c]) for c, latent in rest.items())
+
+
+def test_rebuilding_takes_one_call_per_visible_chunk(tiny_model: Any, make_task: MakeTask) -> None:
+    engine, saved = ChunkEngine(tiny_model, WINDOW_ONE, task=make_task(20)), {}
+    for chunk in engine.run():
+        saved[chunk.index] = engine.latents_dict()
+    calls = 0
+
+    def count(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return tiny_model(*args, **options)
+
+    again = ChunkEngine(count, WINDOW_ONE, task=make_task(20))
+    again.rebuild(15, saved.__getitem__)
+    assert again.cache is not None
+    assert calls <= 4 * 2  # at most five chunks are ever seen; two passes each

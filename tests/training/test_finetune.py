@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from onereel import Magi1Pipeline, Magi1Transformer3DModel
+from onereel.core import files
 from onereel.core.errors import ConfigError, OutOfMemory
-from onereel.training import checkpoint, own_base
+from onereel.training import own_base
 from onereel.training.engine import Trainer, TrainResult
 from onereel.training.finetune import ADAPTED, LoraMethod
 from onereel.training.flow import FlowShares
@@ -295,7 +296,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         ):
             state = {"a": torch.zeros(size)}
             with outcome:
-                checkpoint.write_atomically(kept, functools.partial(torch.save, state))
+                files.write_atomically(kept, functools.partial(torch.save, state))
         assert [path.name for path in disk.iterdir()] == [kept.name]
         assert torch.load(kept, weights_only=True)["a"].shape == (100_000,)
         from safetensors.torch import save_file
@@ -304,7 +305,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             save_file({"a": torch.zeros(300_000)}, folder / "a.safetensors")
 
         with pytest.raises(OutOfMemory, match="export cannot be written: the disk is full"):
-            checkpoint.replace_folder(disk / "export", write)
+            files.replace_folder(disk / "export", write)
         assert [path.name for path in disk.iterdir()] == [kept.name]
 
 

@@ -187,7 +187,7 @@ class PipelineMaker:
         engine = make_engine(self._parts, request, prompts=self._texts(order, request),
                              prefix=prefix)  # fmt: skip
         pieces, finite = [], True
-        for chunk in stream_chunks(self._parts, request, engine=engine, prefix=prefix):
+        for chunk in stream_chunks(self._parts, request, chunks=engine.run(), prefix=prefix):
             finite = finite and bool(torch.isfinite(chunk.frames).all())
             pieces.append(chunk.to_uint8())
         frames = np.concatenate(pieces)

@@ -7,6 +7,7 @@ Read `video.py` first (reading), then `writer.py` (writing while the model still
 | `rate.py` | exact frame rates and the frame-rate conversion rule |
 | `scale.py` | resizing as ffmpeg does it, with the policies fit, crop and pad |
 | `image.py` | still images |
+| `buckets.py` | the sizes of Magic 1-For-1, and how pictures get there |
 | `video.py` | probing and streaming reads |
 | `fragments.py`, `gif.py` | encoders that turn a chunk of frames into finished bytes |
 | `writer.py` | the growing output file |

@@ -52,7 +52,7 @@ def load_image(
     if isinstance(source, np.ndarray):
         return _resize_one(source, scaler)
     if isinstance(source, Image.Image):
-        pixels = _from_pil(source, apply_orientation=apply_orientation, alpha=alpha)
+        pixels = rgb_from_pil(source, apply_orientation=apply_orientation, alpha=alpha)
         return _resize_one(pixels, scaler)
     path = Path(source)
     image_size(path)
@@ -215,7 +215,22 @@ def _oriented(frame: av.VideoFrame, orientation: int) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
 
 
-def _from_pil(image: Image.Image, *, apply_orientation: bool, alpha: str) -> Pixels:
+def rgb_from_pil(
+    image: Image.Image,
+    *,
+    apply_orientation: bool = True,
+    alpha: Literal["black", "drop"] = "black",
+) -> Pixels:
+    """Turn a PIL image of any mode into RGB.
+
+    Args:
+        image: the image.
+        apply_orientation: turn it as its EXIF orientation says.
+        alpha: "black" composites transparent images on black; "drop" ignores the alpha channel.
+
+    Returns:
+        uint8 RGB array [H, W, 3].
+    """
     if apply_orientation:
         image = ImageOps.exif_transpose(image)
     if not image.has_transparency_data:

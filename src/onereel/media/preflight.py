@@ -66,10 +66,20 @@ def check_output(
         (settings or EncoderSettings()).require_encoder()
     if path.is_dir():
         raise MediaError(f"output {path} is a folder", hint="name a file inside it")
-    _check_folder(path, estimated_bytes)
+    check_place(path, estimated_bytes=estimated_bytes)
 
 
-def _check_folder(path: Path, estimated_bytes: int) -> None:
+def check_place(path: Path, *, estimated_bytes: int) -> None:
+    """Look whether a file can be written and the disk has room for it.
+
+    Args:
+        path: the file, or a folder that does not exist yet.
+        estimated_bytes: what will be written; twice as much must be free.
+
+    Raises:
+        MediaError: nothing can be written there.
+        OutOfMemory: the disk is too full.
+    """
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent

@@ -372,7 +372,7 @@ class Magi1BasePipeline(DiffusionPipeline, Magi1LoraLoaderMixin):
         self.engine = engine
         self._num_timesteps = engine.num_steps
         with _recompile_limit(self.transformer):
-            yield from stream_chunks(parts, request, engine=engine, prefix=prefix)
+            yield from stream_chunks(parts, request, chunks=engine.run(), prefix=prefix)
 
     def _run(self, options: dict[str, Any], given: Any = None) -> Any:
         """Make all videos of a call."""

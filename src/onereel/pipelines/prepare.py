@@ -48,6 +48,7 @@ class RunPlan:
         tokens: table of special tokens, or None.
         device: where to run.
         dtype: of the weights.
+        frames_per_chunk: frames of a whole chunk.
         inputs: what is known of the input files, for the record.
     """
 
@@ -62,6 +63,7 @@ class RunPlan:
     tokens: SpecialTokens | None
     device: torch.device
     dtype: torch.dtype
+    frames_per_chunk: int
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -75,6 +77,13 @@ class RunPlan:
         if self.given is None or not self.settings.video or not self.request.counts_prefix:
             return 0
         return len(self.given)
+
+    @property
+    def hidden_frames(self) -> int:
+        """Frames of a given video that do not come in the output."""
+        if self.given is None or not self.settings.video:
+            return 0
+        return len(self.given) - self.given_frames
 
     @property
     def num_steps(self) -> int:
@@ -138,20 +147,22 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     num_chunks = count_chunks(
         request, latents, is_image=wishes.image is not None, temporal_factor=_factor(parts)
     )
-    width = request.config.chunk_width
-    generated = num_chunks - latents // width
+    frames = request.config.chunk_width * _factor(parts)  # of a chunk
+    given_chunks = latents // request.config.chunk_width
+    seeds = {given_chunks + chunk: seed for chunk, seed in wishes.edited("seed").items()}
     plan = RunPlan(
         settings=dataclasses.replace(wishes, model=wishes.model or source.name),
         output=output,
         source=source,
-        request=request,
-        texts=tuple(_texts(wishes, generated, width * _factor(parts) / request.fps)),
+        request=dataclasses.replace(request, later_seeds=seeds),
+        texts=tuple(_texts(wishes, num_chunks - given_chunks, frames / request.fps)),
         num_chunks=num_chunks,
-        num_given_chunks=latents // width,
+        num_given_chunks=given_chunks,
         given=given,
         tokens=tokens,
         device=device,
         dtype=dtype,
+        frames_per_chunk=frames,
         inputs=describe_inputs(wishes),
     )
     check_fits(plan.estimate(), in_turn=wishes.offload)
@@ -319,7 +330,10 @@ def _texts(wishes: RunWishes, num_chunks: int, seconds_per_chunk: float) -> list
     timeline = (
         Timeline.single(_text(wishes)) if wishes.prompts is None else parse_timeline(wishes.prompts)
     )
-    return timeline.prompts_per_chunk(num_chunks, seconds_per_chunk)
+    texts = timeline.prompts_per_chunk(num_chunks, seconds_per_chunk)
+    for chunk, text in sorted(wishes.edited("prompt").items()):
+        texts[chunk:] = [text] * len(texts[chunk:])
+    return texts
 
 
 def _text(wishes: RunWishes) -> str:

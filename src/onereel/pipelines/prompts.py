@@ -14,7 +14,7 @@ from onereel.pipelines.pictures import visible_rows
 Encode = Callable[[Sequence[str], int], list[torch.Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Prompts:
     """Text of one video: encoded prompts, one per generated chunk.
 
@@ -38,6 +38,16 @@ class Prompts:
             Its place in `features`.
         """
         return self.per_chunk[min(chunk, len(self.per_chunk) - 1)]
+
+    def change_from(self, chunk: int, row: torch.Tensor) -> None:
+        """Give all chunks from one on another text, while the video is made.
+
+        Args:
+            chunk: index from the first generated one.
+            row: visible text tokens [S, K].
+        """
+        before = tuple(self.index(earlier) for earlier in range(chunk))
+        self.features, self.per_chunk = (*self.features, row), (*before, len(self.features))
 
 
 def encode_chunks(

@@ -33,7 +33,6 @@ def make_record(plan: RunPlan, *, model_hash: str) -> dict[str, Any]:
         JSON values.
     """
     request = plan.request
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     prompts = plan.settings.prompts
     return {
         "prompt": plan.settings.prompt,
@@ -57,11 +56,21 @@ def make_record(plan: RunPlan, *, model_hash: str) -> dict[str, Any]:
         ],
         "model": plan.source.name,
         "model_hash": model_hash,
-        "versions": {"onereel": __version__, **versions},
+        "versions": installed_versions(),
         "inputs": plan.inputs,
         "command": command_of(plan.settings, plan.output),
         "settings": plan.settings.to_settings(),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Say which packages make the frames.
+
+    Returns:
+        Version by name.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"onereel": __version__, **versions}
 
 
 def sampling_record(plan: RunPlan) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def command_of(settings: RunWishes, output: str) -> str:
     words = ["onereel", "generate"]
     if "prompt" in values:
         words.append(str(values.pop("prompt")))
+    values.pop("edits", None)  # no flags: made to a kept run
     if "width" in values and "height" in values:
         words += ["--size", f"{values.pop('width')}x{values.pop('height')}"]
     if "prompts" in values:

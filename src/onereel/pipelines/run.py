@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import cpu_offload_with_hook
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
@@ -29,7 +30,15 @@ from onereel.pipelines.stream import (
     make_engine,
     stream_chunks,
 )
-from onereel.runtime.load import Components, load_components, no_foreign_bars
+from onereel.runtime.load import (
+    Components,
+    load_components,
+    load_text,
+    no_foreign_bars,
+    text_device_of,
+)
+from onereel.runtime.verify import model_parts
+from onereel.samplers.engine import ChunkEngine, FinishedChunk
 from onereel.samplers.plan import ChunkCall
 
 
@@ -96,13 +105,62 @@ class RunResult:
     record: dict[str, Any]
 
 
-def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = None) -> RunResult:
+class Keeper(Protocol):
+    """Keeps what a run has finished, so that another process can go on with it."""
+
+    @property
+    def finished(self) -> range:
+        """Chunks that are kept."""
+        ...
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether what follows the kept chunks begins anew, rather than from the last state."""
+        ...
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Take the run's record before its first step."""
+
+    def save(self, chunk: int, state: dict[str, torch.Tensor]) -> None:
+        """Take what `ChunkEngine.latents_dict` gives when a chunk is finished."""
+
+    def load(self, chunk: int) -> dict[str, torch.Tensor]:
+        """Return what was saved."""
+        ...
+
+    def steered(self, next_chunk: int) -> Sequence[tuple[int, str]]:
+        """Return prompts that came while the video is made.
+
+        Args:
+            next_chunk: absolute index of the first chunk that has not begun; may be past the end.
+
+        Returns:
+            Absolute chunk from which on each holds, and its text.
+
+        Raises:
+            KeyboardInterrupt: the run shall stop here.
+        """
+        ...
+
+    def end(self, num_frames: int) -> None:
+        """Be told that the video is complete."""
+
+
+def run(
+    plan: RunPlan,
+    listener: RunListener,
+    *,
+    expected_hash: str | None = None,
+    keeper: Keeper | None = None,
+) -> RunResult:
     """Make a video and write it, chunk by chunk.
 
     Args:
         plan: from `prepare`.
         listener: is told how it goes.
         expected_hash: of the weights, when only they will do.
+        keeper: is given every finished chunk before it is decoded; chunks that it holds already
+            are decoded, not computed.
 
     Returns:
         What was made.
@@ -123,6 +181,8 @@ def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = Non
             hint="bring the old weights back, or give --model to use others",
         )  # fmt: skip
     record = make_record(plan, model_hash=components.model_hash)
+    if keeper is not None:
+        keeper.begin(record)
     _add_loras(components.transformer, plan)
     listener.say("reading the prompt")
     prompts = _encode_texts(plan, components)
@@ -135,7 +195,7 @@ def run(plan: RunPlan, listener: RunListener, *, expected_hash: str | None = Non
     del components  # the text encoder is not needed any longer
     if plan.settings.offload:
         _offload(parts)
-    return _sample(plan, parts, prompts, listener=listener, record=record)
+    return _sample(plan, parts, prompts, listener=listener, record=record, keeper=keeper)
 
 
 def _load(plan: RunPlan) -> Components:
@@ -162,15 +222,28 @@ def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
 
 
 def _encode_texts(plan: RunPlan, components: Components) -> Prompts:
-    encoder = components.text_encoder
     limit = int(components.transformer.config.caption_max_length)
 
     def encode(texts: list[str]) -> list[torch.Tensor]:
-        return encode_prompts(
-            texts, components.tokenizer, encoder=encoder, max_length=limit
-        ).visible()
+        # One by one: rounding must not depend on which other prompts there are.
+        text = (components.tokenizer, components.text_encoder)
+        return [_encode(prompt, *text, limit=limit) for prompt in texts]
 
     return encode_chunks(plan.texts, encode, negative=plan.settings.negative)
+
+
+def _encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, encoder: T5EncoderModel, *, limit: int
+) -> torch.Tensor:
+    return encode_prompts([text], tokenizer, encoder=encoder, max_length=limit).visible()[0]
+
+
+def _encode_later(plan: RunPlan, parts: MagiParts, text: str) -> torch.Tensor:
+    """Encode a prompt that comes while the video is made; the encoder is loaded for it."""
+    device = plan.device if plan.settings.offload else text_device_of(plan.source, plan.device)
+    with no_foreign_bars():
+        loaded = load_text(plan.source, model_parts(plan.source), dtype=plan.dtype, device=device)
+    return _encode(text, *loaded, limit=int(parts.transformer.config.caption_max_length))
 
 
 def _offload(parts: MagiParts) -> None:
@@ -210,6 +283,10 @@ class _Clock:
         self.step, self.chunk = call.step + 1, call.chunks[0]
         self.tell()
 
+    def skip_chunk(self) -> None:
+        """Count the steps of a chunk that need not be computed."""
+        self.work += self.plan.request.config.num_steps
+
     def tell(self) -> None:
         plan, elapsed = self.plan, self.elapsed_s
         share = self.work / self.total
@@ -237,6 +314,7 @@ def _sample(
     *,
     listener: RunListener,
     record: dict[str, Any],
+    keeper: Keeper | None,
 ) -> RunResult:
     """Sample, decode and write."""
     request, clock = plan.request, _Clock(plan, listener)
@@ -254,13 +332,24 @@ def _sample(
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
         try:
-            for chunk in stream_chunks(parts, request, engine=engine, prefix=prefix):
+            if keeper is None:
+                finished = engine.run()
+            else:
+
+                def steer(chunk: int, text: str) -> None:
+                    row = _encode_later(plan, parts, text)
+                    prompts.change_from(chunk - plan.num_given_chunks, row)
+
+                finished = _kept(engine, keeper, clock=clock, steer=steer)
+            for chunk in stream_chunks(parts, request, chunks=finished, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=compat))
                 clock.seconds_done = writer.seconds_written
                 clock.tell()
         finally:  # before the writer finishes the file, whatever ended the loop
             record["frames_written"] = writer.frames_written
         record.update(complete=True, elapsed_s=round(clock.elapsed_s, 3))
+    if keeper is not None:
+        keeper.end(writer.frames_written)
     return RunResult(
         path=plan.output,
         seed=request.seed,
@@ -269,6 +358,31 @@ def _sample(
         elapsed_s=clock.elapsed_s,
         record=record,
     )
+
+
+def _kept(
+    engine: ChunkEngine, keeper: Keeper, *, clock: _Clock, steer: Callable[[int, str], None]
+) -> Iterator[FinishedChunk]:
+    """Hand out the chunks that are kept, then keep and hand out those that follow."""
+    done = keeper.finished
+    for chunk in done:
+        clock.skip_chunk()
+        yield engine.restored(chunk, keeper.load(chunk))
+    if done.stop == engine.task.num_chunks:
+        return
+    # After a cut, the next chunk must enter the window where it would have: the ones before it are
+    # in flight then, and are computed along, but stay what they were.
+    last = done.stop - (engine.config.window_size if keeper.is_cut else 1)
+    if last >= done.start:
+        engine.rebuild(last, keeper.load)
+    for finished in engine.run():
+        if finished.index in done:
+            engine.pin(finished.index, keeper.load(finished.index))
+            continue
+        keeper.save(finished.index, engine.latents_dict())
+        for chunk, text in keeper.steered(finished.index + engine.config.window_size):
+            steer(chunk, text)
+        yield finished
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from onereel.core.errors import ConfigError, ShapeError
+from onereel.core.seeds import chunk_noise
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.pixels import to_uint8
 from onereel.models.text.special_tokens import ConditioningFlags
@@ -38,6 +39,7 @@ class VideoRequest:
         flags: which special tokens go in front of the caption.
         keep_prefix: return the given frames in front of the new ones (video-to-video).
         noise: noise of the whole video [1, C, T, H, W] instead of drawing it by seed.
+        later_seeds: other seeds, by the absolute chunk from which on they hold.
     """
 
     height: int
@@ -49,6 +51,7 @@ class VideoRequest:
     flags: ConditioningFlags = field(default_factory=ConditioningFlags)
     keep_prefix: bool = True
     noise: torch.Tensor | None = None
+    later_seeds: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check sizes."""
@@ -267,7 +270,7 @@ def make_engine(
         null_caption=captions.null,
         seed=request.seed,
         prefix=None if prefix is None else prefix.latent,
-        noise=None if noise is None else lambda c: noise[:, :, c * width : (c + 1) * width],
+        noise=_noise_by_chunk(request, (1, size[0], width, *size[1:])),
     )
     return ChunkEngine(
         _bound(parts.transformer, parts.attention_kwargs),
@@ -276,6 +279,21 @@ def make_engine(
         runtime=parts.runtime,
         device=parts.device,
         on_step=on_step,
+    )
+
+
+def _noise_by_chunk(
+    request: VideoRequest, shape: tuple[int, ...]
+) -> Callable[[int], torch.Tensor] | None:
+    """Say where a chunk's noise comes from, unless it is the request's one seed."""
+    given, width = request.noise, shape[2]
+    if given is not None:
+        return lambda chunk: given[:, :, chunk * width : (chunk + 1) * width]
+    if not request.later_seeds:
+        return None
+    seeds = {0: request.seed, **request.later_seeds}
+    return lambda chunk: chunk_noise(
+        seeds[max(first for first in seeds if first <= chunk)], chunk, shape=shape
     )
 
 
@@ -292,14 +310,18 @@ def _bound(model: Magi1Transformer3DModel, kwargs: dict[str, Any] | None) -> Vel
 
 @torch.no_grad()
 def stream_chunks(
-    parts: MagiParts, request: VideoRequest, *, engine: ChunkEngine, prefix: Prefix | None = None
+    parts: MagiParts,
+    request: VideoRequest,
+    *,
+    chunks: Iterable[FinishedChunk],
+    prefix: Prefix | None = None,
 ) -> Iterator[VideoChunk]:
-    """Run an engine and decode what it finishes.
+    """Decode chunks as they are finished.
 
     Args:
         parts: the networks.
         request: the video.
-        engine: made by `make_engine`.
+        chunks: what the engine of `make_engine` finishes, in order.
         prefix: given frames.
 
     Yields:
@@ -312,7 +334,7 @@ def stream_chunks(
         left -= len(prefix.frames)
         yield VideoChunk(-1, prefix.frames, prefix.latent)
     factor = parts.temporal_factor
-    for chunk in engine.run():
+    for chunk in chunks:
         given = _given_frames(chunk, prefix)
         frames = decode_finished(parts, request, chunk=chunk, prefix=prefix)[:left]
         left -= len(frames)

@@ -22,6 +22,7 @@ POLICIES = ("fit", "crop", "pad")
 ENDS = ("start", "end")
 
 Lora = tuple[str, float]
+Edit = tuple[int, str, str | int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,8 @@ class RunWishes:
         keep_prefix: put them in front of the new frames.
         official_compat: reproduce the official code's lengths, tiles and roundings.
         offload: keep on the device only what is working.
+        edits: changes made to a kept run: the generated chunk, counted from 0, from which on one
+            holds, `prompt` or `seed`, and its value.
     """
 
     prompt: str | None = None
@@ -89,6 +92,7 @@ class RunWishes:
     keep_prefix: bool | None = None
     official_compat: bool = False
     offload: bool = False
+    edits: tuple[Edit, ...] = ()
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], *, where: str) -> RunWishes:
@@ -106,7 +110,19 @@ class RunWishes:
         """
         wishes = from_mapping(cls, settings, where=where)
         loras = tuple((str(path), float(scale)) for path, scale in wishes.loras)
-        return dataclasses.replace(wishes, loras=loras)
+        edits = tuple((int(chunk), str(name), value) for chunk, name, value in wishes.edits)
+        return dataclasses.replace(wishes, loras=loras, edits=edits)
+
+    def edited(self, name: str) -> dict[int, Any]:
+        """Collect edits.
+
+        Args:
+            name: `prompt` or `seed`.
+
+        Returns:
+            Value by the generated chunk from which on it holds.
+        """
+        return {chunk: value for chunk, kind, value in self.edits if kind == name}
 
     def to_settings(self) -> dict[str, Any]:
         """Write the wishes that differ from the default as plain values for JSON."""

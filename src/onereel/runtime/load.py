@@ -93,23 +93,42 @@ def load_components(
     device = torch.device(device)
     parts = model_parts(source)
     assert parts.transformer is not None and parts.vae is not None
-    assert parts.text_encoder is not None
     dtype = dtype or default_dtype(source, parts)
-    text_device = _text_device(source, device) if text_device is None else torch.device(text_device)
-    text_dtype = torch.float32 if text_device.type == "cpu" else dtype
+    text_device = torch.device(text_device or text_device_of(source, device))
+    tokenizer, text_encoder = load_text(source, parts, dtype=dtype, device=text_device)
     tokens = parts.special_tokens
     transformer = load_part(parts.transformer, dtype=dtype, device=device)
     vae = load_part(parts.vae, dtype=dtype, device=device)
     assert isinstance(transformer, Magi1Transformer3DModel) and isinstance(vae, AutoencoderKLMagi1)
     return Components(
-        tokenizer=load_tokenizer(source.folder("tokenizer")),
-        text_encoder=load_text_encoder(parts.text_encoder, dtype=text_dtype, device=text_device),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
         transformer=transformer,
         vae=vae,
         special_tokens=None if tokens is None else SpecialTokens.load(tokens),
         sampling=parts.sampling,
         model_hash=hash_parts(parts),
     )
+
+
+def load_text(
+    source: ModelSource, parts: Parts, *, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    """Load what encodes prompts.
+
+    Args:
+        source: the checkpoint.
+        parts: its headers.
+        dtype: of the weights on a GPU; on the CPU they are float32.
+        device: where the encoder goes.
+
+    Returns:
+        The tokenizer and the encoder.
+    """
+    assert parts.text_encoder is not None
+    dtype = torch.float32 if device.type == "cpu" else dtype
+    encoder = load_text_encoder(parts.text_encoder, dtype=dtype, device=device)
+    return load_tokenizer(source.folder("tokenizer")), encoder
 
 
 def default_dtype(
@@ -152,7 +171,16 @@ def stored_dtype(part: ModelPart) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.float32
 
 
-def _text_device(source: ModelSource, device: torch.device) -> torch.device:
+def text_device_of(source: ModelSource, device: torch.device) -> torch.device:
+    """Choose where prompts are encoded.
+
+    Args:
+        source: the checkpoint; an official config may ask for the CPU.
+        device: of the other networks.
+
+    Returns:
+        The device.
+    """
     on_cpu = source.official is not None and source.official.runtime.t5_device == "cpu"
     return torch.device("cpu") if on_cpu else device
 

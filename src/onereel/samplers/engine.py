@@ -172,7 +172,7 @@ class ChunkEngine:
                 self.latents = {c: x for c, x in self.latents.items() if c >= call.chunks[0]}
                 self._within_stage = False
             if call.finished is not None:
-                yield self._finish(call.finished)
+                yield self._finish(call.finished, self.latents[call.finished])
 
     def stop(self) -> None:
         """End `run` after the step in progress; chunks that are not clean by then are lost."""
@@ -191,18 +191,12 @@ class ChunkEngine:
     def _step(self, call: ChunkCall) -> None:
         """Run one step and update the latents in flight."""
         inputs = self._inputs(call)
-        model, config = self.model, self.config
-        if config.distilled:
-            velocity, kept = distilled_velocity(
-                model, call, inputs=inputs, near_clean_scale=config.near_clean_scale
-            )
-        else:
-            velocity, kept = guided_velocity(model, call, inputs=inputs, runtime=self.runtime)
+        velocity, kept = self._predict(call, inputs)
         if kept is not None:
             self._remember(kept)
         if self.on_velocity is not None:
             self.on_velocity(call, velocity)
-        width = config.chunk_width
+        width = self.config.chunk_width
         now, after = (torch.tensor(t, device=self.device) for t in (call.times, call.next_times))
         for slot, chunk in enumerate(call.chunks):
             part = velocity[:, :, slot * width : (slot + 1) * width]
@@ -216,6 +210,17 @@ class ChunkEngine:
             if changed is not None:
                 parts = changed.to(self.device, torch.float32).split(width, dim=2)
                 self.latents.update(zip(call.chunks, parts, strict=True))
+
+    def _predict(
+        self, call: ChunkCall, inputs: CallInputs
+    ) -> tuple[torch.Tensor, KeyValues | None]:
+        """Run the model's passes; returns the velocity, and keys and values of the clean chunk."""
+        model, config = self.model, self.config
+        if config.distilled:
+            return distilled_velocity(
+                model, call, inputs=inputs, near_clean_scale=config.near_clean_scale
+            )
+        return guided_velocity(model, call, inputs=inputs, runtime=self.runtime)
 
     def _inputs(self, call: ChunkCall) -> CallInputs:
         """Gather the tensors of a step; new chunks start from their noise."""
@@ -258,9 +263,20 @@ class ChunkEngine:
         given = given.to(latent.device, latent.dtype)
         return torch.cat((given, latent[:, :, given.shape[2] :]), dim=2)
 
-    def _finish(self, chunk: int) -> FinishedChunk:
+    def restored(self, chunk: int, saved: dict[str, torch.Tensor]) -> FinishedChunk:
+        """Return a finished chunk from what was saved.
+
+        Args:
+            chunk: absolute chunk index.
+            saved: what `latents_dict` returned when it was finished.
+
+        Returns:
+            The chunk, as `run` yielded it.
+        """
+        return self._finish(chunk, saved[f"latent.{chunk}"].to(self.device))
+
+    def _finish(self, chunk: int, latent: torch.Tensor) -> FinishedChunk:
         """Hand out a chunk; given frames are exact again unless the official drift is wanted."""
-        latent = self.latents[chunk]
         if not self.config.official_compat:
             latent = self._paste_prefix(chunk, latent)
         width = self.config.chunk_width
@@ -342,6 +358,21 @@ class ChunkEngine:
         self.cache_start += drop
         self._cached_chunks -= drop
 
+    def latents_dict(self) -> dict[str, torch.Tensor]:
+        """Save the small part of the state, from which `rebuild` makes the rest.
+
+        Returns:
+            The latents in flight, the chunk that was just finished among them, and the position.
+
+        Raises:
+            ConfigError: the last run was broken off within a stage.
+        """
+        self._check_between_stages()
+        state = {f"latent.{c}": x.contiguous() for c, x in self.latents.items()}
+        numbers = (self.stage, self.cache_start, self._cached_chunks)
+        state["position"] = torch.tensor(numbers, dtype=torch.int64)
+        return state
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Save the state between two chunks; valid whenever `run` has just yielded.
 
@@ -351,10 +382,7 @@ class ChunkEngine:
         Raises:
             ConfigError: the last run was broken off within a stage.
         """
-        self._check_between_stages()
-        state = {f"latent.{c}": x.contiguous() for c, x in self.latents.items()}
-        numbers = (self.stage, self.cache_start, self._cached_chunks)
-        state["position"] = torch.tensor(numbers, dtype=torch.int64)
+        state = self.latents_dict()
         for layer, (key, value) in enumerate(self.cache or ()):
             state[f"key.{layer}"], state[f"value.{layer}"] = key.contiguous(), value.contiguous()
         return state
@@ -366,11 +394,7 @@ class ChunkEngine:
             state: what `state_dict` returned.
         """
         self.stage, self.cache_start, self._cached_chunks = state["position"].tolist()
-        self.latents = {
-            int(name.split(".")[1]): x.to(self.device)
-            for name, x in state.items()
-            if name.startswith("latent.")
-        }
+        self.latents = self._latents_of(state)
         layers = sum(name.startswith("key.") for name in state)
         self.cache = (
             tuple(
@@ -380,3 +404,61 @@ class ChunkEngine:
             or None
         )
         self._within_stage = False
+
+    def pin(self, chunk: int, saved: dict[str, torch.Tensor]) -> None:
+        """Put a finished chunk's earlier latent in the place of the one just computed.
+
+        Args:
+            chunk: what `run` has just yielded.
+            saved: what `latents_dict` returned when it was first finished.
+        """
+        self.latents[chunk] = saved[f"latent.{chunk}"].to(self.device)
+
+    @torch.no_grad()
+    def rebuild(self, last: int, saved: Callable[[int], dict[str, torch.Tensor]]) -> None:
+        """Go on after a finished chunk, with keys and values computed again.
+
+        Every clean chunk's keys and values come from the call that once made them, so they are the
+        same bits on the same machine: one step of the model per chunk that can still be seen.
+
+        Args:
+            last: the finished chunk.
+            saved: gives what `latents_dict` returned when a chunk was finished, for chunks up to
+                `last`; the config and the task must be those of the saving engine.
+        """
+        self.latents, self.cache, self.cache_start, self._cached_chunks = {}, None, 0, 0
+        config, first, state = self.config, self.num_prefix_chunks, saved(last)
+        start = int(state["position"][1])
+        alone = config.prefix_chunks_visible() == config.visible_chunks(config.num_steps) == 1
+        if alone and start >= first:
+            self.cache_start = start
+        else:  # chunks see chunks before them, so none can be left out
+            start = first
+            if first:
+                self._encode_prefix()
+        for chunk in range(start, last):
+            self.latents = self._latents_of(saved(chunk))
+            call = next(
+                plan_calls(
+                    config,
+                    num_chunks=self.task.num_chunks,
+                    num_prefix_chunks=first,
+                    first_stage=chunk - first + config.window_size,
+                )
+            )
+            inputs = self._inputs(call)
+            # What the chunks in flight see has no effect on the clean one, and may not be there.
+            ranges = tuple((max(low, self.cache_start), high) for low, high in inputs.ranges)
+            _, kept = self._predict(call, dataclasses.replace(inputs, ranges=ranges))
+            assert kept is not None
+            self._remember(kept)
+            self._forget(call.keep_from)
+        self.latents, self.stage = self._latents_of(state), int(state["position"][0])
+        self._within_stage = False
+
+    def _latents_of(self, state: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+        return {
+            int(name.split(".")[1]): x.to(self.device)
+            for name, x in state.items()
+            if name.startswith("latent.")
+        }

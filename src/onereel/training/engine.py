@@ -55,14 +55,9 @@ import torch
 from torch import Tensor, nn
 
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
+from onereel.core.files import disk_full, is_disk_full
 from onereel.core.seeds import derive_seed
-from onereel.training.checkpoint import (
-    checkpoints,
-    disk_full,
-    is_disk_full,
-    remove_leftovers,
-    seed_generators,
-)
+from onereel.training.checkpoint import checkpoints, remove_leftovers, seed_generators
 from onereel.training.distributed import Spread, Team, full
 from onereel.training.ema import Ema
 from onereel.training.logs import RunLog

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from onereel.core.files import replace_folder
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.pipelines.lora import LORA_TARGETS
 from onereel.pipelines.magi1 import Magi1Pipeline
-from onereel.training.checkpoint import replace_folder
 from onereel.training.flow import FlowShares, corrupt, gather_text
 from onereel.training.method import Method, step_generator
 from onereel.training.optim import build_optimizers

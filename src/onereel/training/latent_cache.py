@@ -30,9 +30,9 @@ from torch import Tensor
 
 from onereel.core.config import from_mapping
 from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.files import write_atomically
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.training.checkpoint import write_atomically
 from onereel.training.data import ToyboxClips
 from onereel.training.scene_maps import scene_maps
 

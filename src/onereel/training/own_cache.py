@@ -27,9 +27,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from onereel.core.errors import ConfigError, MediaError
+from onereel.core.files import write_atomically
 from onereel.media import load_image, stream_video
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
-from onereel.training.checkpoint import write_atomically
 from onereel.training.latent_cache import CHUNK_FRAMES, encode_chunks, encode_images
 from onereel.training.own_files import DataReport, DataShape, Finding, OwnFile, too_short
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onereel.core.errors import ConfigError, MediaError
+from onereel.core.files import write_atomically
 from onereel.media import check_input_image, check_input_video
 from onereel.media.scale import Policy
-from onereel.training.checkpoint import write_atomically
 from onereel.training.latent_cache import CHUNK_FRAMES
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.files import write_atomically
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text import encode_prompts
 from onereel.pipelines.files import file_hash
 from onereel.runtime.layout import sample_config
 from onereel.runtime.load import default_dtype, load_part, no_foreign_bars
 from onereel.runtime.text_files import load_text_encoder, load_tokenizer
-from onereel.training.checkpoint import latest_checkpoint, write_atomically
+from onereel.training.checkpoint import latest_checkpoint
 from onereel.training.data import BatchStream
 from onereel.training.finetune import make_method
 from onereel.training.method import Method, Stream

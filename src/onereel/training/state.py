@@ -27,20 +27,17 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onereel.core.errors import CheckpointError, OutOfMemory
+from onereel.core.files import disk_full, is_disk_full, sync_folder, write_atomically
 from onereel.training.checkpoint import (
     DamagedCheckpoint,
     checkpoints,
     damage,
-    disk_full,
-    is_disk_full,
     keep_last,
     random_state,
     read_file,
     remove,
     remove_leftovers,
     restore_random_state,
-    sync_folder,
-    write_atomically,
 )
 from onereel.training.distributed import Team
 from onereel.training.ema import Ema

@@ -25,6 +25,8 @@ from onereel.pipelines.wishes import RunWishes, check_wishes
 if TYPE_CHECKING:
     from onereel.pipelines.prepare import RunPlan
     from onereel.pipelines.record import Repeat
+    from onereel.pipelines.run import RunResult
+    from onereel.runs.render import RunKeeper
 
 MODES = {"t2v": "text to video", "i2v": "image to video", "v2v": "video to video"}
 _OFFICIAL = {  # official name: ours
@@ -105,6 +107,13 @@ def generate(
     like: Annotated[
         str | None, typer.Option(metavar="OUT.mp4", help="Repeat the run that made a video.")
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder that keeps the run [beside the output: OUT.run]."),
+    ] = None,
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Keep nothing but the video; no resuming.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk on stderr.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -122,11 +131,13 @@ def generate(
 ) -> None:
     """Make a video from text, an image or a video, chunk by chunk.
 
-    The file plays while it grows, and Ctrl-C keeps what is finished. The official names
+    The file plays while it grows, and Ctrl-C keeps what is finished; `onereel resume OUT.run` goes
+    on. The official names
     --config_file, --mode, --image_path, --prefix_video_path and --output_path work as well.
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     show = {name: flags.pop(name) for name in ("plan", "quiet", "as_json")}
+    keep = _Keep(folder=flags.pop("run", None), off=flags.pop("no_run"))
     listener = make_listener(quiet=show["quiet"])
     listener.say(f"onereel {__version__}: checking what is asked for")
     flags = translate(flags)
@@ -134,9 +145,9 @@ def generate(
     mode = flags.pop("mode", None)
     if show["as_json"] and output == "-":
         raise ConfigError("--json and -o -", hint="both write to standard output; choose one")
-    with _warnings_told(listener), _stoppable(listener):
+    with warnings_told(listener), stoppable(listener):
         changes = read_changes(flags)
-        _go(changes, output, like=like, mode=mode, show=show, listener=listener)
+        _go(changes, output, like=like, mode=mode, show=show, keep=keep, listener=listener)
 
 
 def translate(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,6 +240,7 @@ def _go(
     like: str | None,
     mode: str | None,
     show: Mapping[str, bool],
+    keep: _Keep,
     listener: QuietListener,
 ) -> None:
     """Check, then plan or run."""
@@ -253,18 +265,55 @@ def _go(
         return
     listener.say(_summary(plan))
     expected = None if repeat is None else repeat.expected_hash(changes)
-    result = run(plan, listener, expected_hash=expected)
+    with keep.keeper(plan, listener) as keeper:
+        result = run(plan, listener, expected_hash=expected, keeper=keeper)
+    report(result, listener, as_json=show["as_json"])
+
+
+def report(result: RunResult, listener: QuietListener, *, as_json: bool) -> None:
+    """Say what was made.
+
+    Args:
+        result: of the run.
+        listener: is told how long it took.
+        as_json: print all of it, not the path alone.
+    """
     listener.close()
-    speed = result.elapsed_s / max(plan.new_frames / plan.request.fps, 1e-6)
+    record = result.record
+    new_s = (record["num_frames"] - record["given_frames"]) / record["fps"]
+    speed = result.elapsed_s / max(new_s, 1e-6)
     listener.say(
         f"done: {result.seconds:.2f} s of video in {format_seconds(result.elapsed_s)}, "
         f"{speed:.3g} s per s of video"
     )
-    if show["as_json"]:
+    if as_json:
         values = dataclasses.asdict(result)
         print(json.dumps({**values, "speed": speed}, ensure_ascii=False))
     elif result.path != "-":
         print(result.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Keep:
+    """Whether and where a run is kept."""
+
+    folder: str | None
+    off: bool
+
+    def __post_init__(self) -> None:
+        if self.off and self.folder is not None:
+            raise ConfigError("--run and --no-run", expected="one of them", got="both")
+
+    def keeper(
+        self, plan: RunPlan, listener: QuietListener
+    ) -> contextlib.AbstractContextManager[RunKeeper | None]:
+        """Check the place; nothing is written yet."""
+        from onereel.runs.render import RunKeeper, default_folder
+
+        if self.off or (self.folder is None and plan.output == "-"):
+            return contextlib.nullcontext()
+        path = default_folder(plan.output) if self.folder is None else Path(self.folder)
+        return RunKeeper(path, plan, say=listener.say)
 
 
 def _wishes(changes: dict[str, Any], like: str | None) -> tuple[RunWishes, Repeat | None]:
@@ -328,7 +377,7 @@ def _print_plan(plan: RunPlan, *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _warnings_told(listener: QuietListener) -> Iterator[None]:
+def warnings_told(listener: QuietListener) -> Iterator[None]:
     """Show warnings as lines of talk."""
 
     def tell(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
@@ -341,7 +390,7 @@ def _warnings_told(listener: QuietListener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stoppable(listener: QuietListener) -> Iterator[None]:
+def stoppable(listener: QuietListener) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the run with what is finished; exit code 130."""
     stopped = False
 

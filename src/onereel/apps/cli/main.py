@@ -23,6 +23,13 @@ from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 # name: (module:attribute, the line in `onereel --help`), in the order of the help.
 COMMANDS = {
     "generate": ("onereel.apps.cli.generate:app", "Make a video from text, an image or a video."),
+    "resume": ("onereel.apps.cli.runs:resume", "Go on with a render that was broken off."),
+    "runs": ("onereel.apps.cli.runs:app", "List, show, verify and clean the folders of renders."),
+    "undo": ("onereel.apps.cli.edit:undo", "Take back what follows a second of a kept render."),
+    "redo": ("onereel.apps.cli.edit:redo", "Do it again from a second on, otherwise."),
+    "steer": ("onereel.apps.cli.edit:steer", "Change a render while it runs; pause or stop it."),
+    "extend": ("onereel.apps.cli.edit:extend", "Make a kept render longer."),
+    "branch": ("onereel.apps.cli.edit:branch", "Fork a kept render into a second one."),
     "plan": ("onereel.apps.cli.plan:app", "Say what a run will take, before anything is loaded."),
     "models": ("onereel.apps.cli.models:app", "List, inspect, verify and convert checkpoints."),
     "evaluate": ("onereel.apps.cli.evaluate:app", "Measure a model or videos, and report."),

@@ -2,6 +2,7 @@
 
 `clean.py` is the caption cleaner, `t5.py` runs the encoder, `special_tokens.py` makes the caption
 of every chunk, `tokenizer.py` trains a small tokenizer, `presets.py` names the encoders.
+`llava.py` is what the Magic 1-For-1 family reads instead: Llama, LLaVA and CLIP.
 """
 
 from onereel.models.text.clean import clean_caption, clean_prompt

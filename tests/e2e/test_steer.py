@@ -1,0 +1,106 @@
+"""Renders that are steered while they run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clips import decode
+
+from onereel.apps.cli.main import main
+from onereel.media import read_metadata
+from onereel.pipelines import run as run_module
+from onereel.runs.folder import RunFolder
+from onereel.runs.journal import Journal
+
+WORDS = ("a red disc bounces", "--seed", 7, "--seconds", 7, "-o", "a.mp4")
+BLUE = "a blue ring rotates"
+
+
+@pytest.fixture
+def during(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Do something while the next render has finished `after` chunks."""
+
+    real = run_module.stream_chunks
+
+    def plan(after: int, act: Callable[[], Any]) -> None:
+        def acting(*args: Any, **options: Any) -> Any:
+            for number, chunk in enumerate(real(*args, **options), start=1):
+                yield chunk
+                if number == after:
+                    act()
+
+        monkeypatch.setattr(run_module, "stream_chunks", acting)
+
+    return plan
+
+
+def test_a_prompt_is_followed_by_what_has_not_begun(generate: Any, during: Any) -> None:
+    during(1, lambda: main(["steer", "a.run", BLUE]))
+    code, _, err = generate(*WORDS)
+    assert code == 0 and f"from 5 s on: {BLUE}" in err  # 4 in flight behind the second chunk
+    frames = decode(Path("a.mp4"))
+    assert read_metadata("a.mp4")["settings"].get("edits") is None  # as it was begun
+    assert RunFolder(Path("a.run")).settings["edits"] == [[5, "prompt", BLUE]]
+    during(99, lambda: None)
+    assert generate(*WORDS[:-1], "b.mp4")[0] == 0
+    plain = decode(Path("b.mp4"))
+    assert np.array_equal(frames[:120], plain[:120])
+    assert not np.array_equal(frames[120:144], plain[120:144])
+    assert main(["resume", "a.run", "-o", "c.mp4"]) == 0
+    assert np.array_equal(decode(Path("c.mp4")), frames)
+    assert generate("--like", "c.mp4", "-o", "d.mp4")[0] == 0
+    assert np.abs(decode(Path("d.mp4")).astype(int) - frames).max() <= 8
+
+
+def test_not_before_a_second_and_too_late(generate: Any, during: Any) -> None:
+    during(1, lambda: main(["steer", "a.run", BLUE, "--at", "6.2"]))
+    assert f"from 6 s on: {BLUE}" in generate(*WORDS)[2]
+    during(5, lambda: main(["steer", "a.run", BLUE]))
+    assert "too late for" in generate(*WORDS)[2]
+
+
+def test_pause_continue_and_stop(generate: Any, during: Any) -> None:
+    waited = []
+
+    def pause() -> None:
+        assert main(["steer", "a.run", "--pause"]) == 0
+        start = time.monotonic()
+
+        def later() -> None:
+            time.sleep(0.5)
+            waited.append(time.monotonic() - start)
+            RunFolder(Path("a.run")).ask(kind="continue")
+
+        threading.Thread(target=later).start()
+
+    during(1, pause)
+    code, _, err = generate(*WORDS)
+    assert code == 0 and waited and "paused" in err and "going on" in err
+    whole = decode(Path("a.mp4"))
+    during(2, lambda: main(["steer", "a.run", "--stop"]))
+    code, _, err = generate(*WORDS)
+    assert code == 130 and "48 frames) are safe" in err
+    kinds = [event["kind"] for event in Journal(Path("a.run/journal.jsonl")).events]
+    assert kinds == ["chunk"] * 3 + ["asked"]
+    during(99, lambda: None)
+    assert main(["resume", "a.run"]) == 0
+    assert np.array_equal(decode(Path("a.mp4")), whole)
+
+
+def test_bad_steering(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a disc", "--seconds", 1, "-o", "a.mp4")[0] == 0
+    for words, code, text in (
+        (["steer", "a.run", BLUE], 2, "is not being rendered"),
+        (["steer", "a.run"], 2, "a prompt, --pause, --continue or --stop"),
+        (["steer", "a.run", BLUE, "--stop"], 2, "one of them"),
+        (["steer", "a.run", " "], 2, "prompt"),
+        (["steer", "nowhere", BLUE], 3, "holds no run"),
+    ):
+        assert main(words) == code
+        assert text in capsys.readouterr().err
