@@ -179,16 +179,20 @@ class RunFolder:
         Returns:
             What is wrong with it, or None.
         """
+        return self._read(chunk)[1]
+
+    def _read(self, chunk: KeptChunk) -> tuple[bytes, str | None]:
+        """Read a chunk's file; returns its bytes, and what is wrong with them."""
         path = self.path / CHUNKS / chunk.file
         try:
             data = path.read_bytes()
         except OSError as error:
-            return f"{path} cannot be read ({error.strerror})"
+            return b"", f"{path} cannot be read ({error.strerror})"
         if len(data) != chunk.num_bytes:
-            return f"{path}: expected {chunk.num_bytes} bytes, got {len(data)}"
+            return data, f"{path}: expected {chunk.num_bytes} bytes, got {len(data)}"
         if hashlib.sha256(data).hexdigest() != chunk.sha256:
-            return f"{path} is damaged: its hash is not the journal's"
-        return None
+            return data, f"{path} is damaged: its hash is not the journal's"
+        return data, None
 
     def problems(self) -> list[str]:
         """Check all that is on disk.
@@ -245,13 +249,13 @@ class RunFolder:
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         chunk = self.chunks[index - self.manifest.num_given_chunks]
-        problem = self.problem_of(chunk)
+        data, problem = self._read(chunk)
         if problem is not None:
             raise CheckpointError(problem, hint="run `onereel resume` again: it will be recomputed")
-        return load_file(self.path / CHUNKS / chunk.file)
+        return load(data)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
