@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +25,26 @@ def test_batches_are_the_same_with_and_without_workers_and_from_any_start(worker
     for start in (0, 3):
         for index, batch in enumerate(itertools.islice(stream.batches(start), 3), start):
             assert torch.equal(batch, reference[index])
+
+
+class _Numbers:
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_signal_to_all_processes_leaves_the_batches_coming() -> None:
+    batches = iter(BatchStream(_Numbers(), workers=1, prefetch=1).batches(0))
+    assert next(batches) == 0
+    children = multiprocessing.active_children()
+    assert children
+    for child in children:
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert [next(batches) for _ in range(4)] == [1, 2, 3, 4]
+    begin = time.monotonic()
+    del batches
+    assert time.monotonic() - begin < 4 and not any(child.is_alive() for child in children)
 
 
 def test_some_batches_are_short() -> None:

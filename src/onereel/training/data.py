@@ -91,8 +91,12 @@ class _Endless(Dataset[Any]):
 
 
 def _prepare_worker(worker: int) -> None:
-    """Leave Ctrl-C to the main process, and the cores to the other processes."""
+    """Leave Ctrl-C to the main process, and the cores to the other processes.
+
+    torchrun sends SIGTERM to whole process groups: the main process still needs its batches then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
