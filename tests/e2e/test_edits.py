@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clips import decode
 
 from onereel.apps.cli.main import main
@@ -101,6 +102,19 @@ def test_broken_off_after_an_edit_it_goes_on(
             assert main(words if stop == 2 else ["resume", "a.run"]) == 130
     assert main(["resume", "a.run"]) == 0
     assert np.array_equal(frames("a.mp4"), frames("b.mp4")) and hashes("a.run") == hashes("b.run")
+
+
+def test_damage_before_an_edit(generate: Any) -> None:
+    for name in ("a", "b"):
+        assert generate(*A[:-1], f"{name}.mp4", "--seconds", 6)[0] == 0
+        assert main(["redo", f"{name}.run", "--from", "3", "--seed", "9"]) == 0
+    # The state after chunk 0 still holds chunk 3 in flight with its noise of before.
+    Path("a.run/chunks/000001.safetensors").unlink()
+    assert main(["resume", "a.run"]) == 0
+    assert np.array_equal(frames("a.mp4"), frames("b.mp4"))
+    for chunk in range(6):
+        left, right = (RunFolder(Path(f"{run}.run")).load_chunk(chunk) for run in "ab")
+        assert torch.equal(left[f"latent.{chunk}"], right[f"latent.{chunk}"])
 
 
 def test_branches_share_files_and_nothing_else(generate: Any) -> None:

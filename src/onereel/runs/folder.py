@@ -110,8 +110,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the video was completed."""
-        kinds = [event["kind"] for event in self.journal.events]
-        return "end" in kinds and not {"drop", "edit"} & set(_after_last("end", kinds))
+        return self._last_of("end", "drop", "edit") == "end"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,13 +121,16 @@ class RunFolder:
 
     @property
     def is_cut(self) -> bool:
-        """Whether an edit holds for the next chunk, and that has not been computed yet."""
-        events = self.journal.events
-        kinds = [event["kind"] for event in events]
-        if "edit" not in kinds:
-            return False
-        after = _after_last("edit", kinds)
-        return "chunk" not in after and events[-len(after) - 1]["first"] == self.end
+        """Whether chunks were taken back, and none was computed since.
+
+        The states before the cut may then hold latents in flight that shall not be gone on with.
+        """
+        return self._last_of("chunk", "drop", "edit") in ("drop", "edit")
+
+    def _last_of(self, *kinds: str) -> str | None:
+        """Return the kind of the last event that is of one of these."""
+        found = (event["kind"] for event in reversed(self.journal.events))
+        return next((kind for kind in found if kind in kinds), None)
 
     def edit(self, first: int, settings: Mapping[str, Any]) -> None:
         """Take back chunks, and go on with other settings from there.
@@ -303,10 +305,6 @@ class RunFolder:
     def num_bytes(self) -> int:
         """Measure the folder."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-
-
-def _after_last(kind: str, kinds: list[str]) -> list[str]:
-    return kinds[len(kinds) - kinds[::-1].index(kind) :]
 
 
 def _read_manifest(path: Path) -> Manifest:
