@@ -171,7 +171,8 @@ def _read(tracking: Tracking, spec: SceneSpec, *, settle: int) -> _Scene:
         expected -= gone
         due[[chain is cast[0] for chain in chains]] &= ~gone
     if moving:
-        due &= np.array([chain.seen for chain in chains]).reshape(due.shape) | ~present
+        seen = np.array([chain.seen for chain in chains], dtype=bool)
+        due &= seen.reshape(due.shape) | ~present
     kept = tuple(chain for chain, when in zip(chains, due, strict=True) if _counts(chain, when))
     stage = stage_of(tracking, spec, cast=cast_of(spec, kept))
     return _Scene(stage=stage, kept=kept, present=present, expected=expected)
