@@ -53,8 +53,8 @@ class ToyboxDistillRecipe:
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
         target_decay: of the averaged student, which gives the targets and is exported.
-        target_limit: targets are cut to this, in latent units; 0 for no limit. The 4 of image models
-            cuts velocities of bright objects (docs/log.md).
+        target_limit: targets are cut to this, in latent units; 0 for no limit. 4, as for image
+            models, cuts velocities of bright objects (docs/log.md).
         lr: AdamW's learning rate.
         matrix_lr: Muon's learning rate for the blocks' matrices; None gives them to AdamW.
         workers: background processes that gather batches.
