@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from onereel.core.files import disk_full, is_disk_full
+from onereel.core.files import disk_full, is_disk_full, sync_folder
 
 Event = dict[str, Any]
 
@@ -71,12 +71,15 @@ class Journal:
         event = {"kind": kind, **values}
         line = encode_event(event)
         try:
-            with self.path.open("r+b" if self.path.exists() else "xb") as file:
+            is_new = not self.path.exists()
+            with self.path.open("xb" if is_new else "r+b") as file:
                 file.truncate(self._length)
                 file.seek(self._length)
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if is_new:
+                sync_folder(self.path.parent)
         except OSError as error:
             if is_disk_full(error):
                 raise disk_full(self.path) from error
