@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,28 @@ def _offline_in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def broken_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Let renders end after some chunks as Ctrl-C ends them, for the time of a `with` block."""
+    from onereel.pipelines import run as run_module
+
+    @contextmanager
+    def after(number: int) -> Iterator[None]:
+        real = run_module.stream_chunks
+
+        def spoiled(*args: Any, **options: Any) -> Any:
+            for index, chunk in enumerate(real(*args, **options)):
+                if index == number:
+                    raise KeyboardInterrupt
+                yield chunk
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "stream_chunks", spoiled)
+            yield
+
+    return after
 
 
 @pytest.fixture

@@ -79,26 +79,13 @@ def test_redo_changes_what_follows(generate: Any, words: list[str], setting: str
     assert read_metadata("a.mp4")["settings"]["edits"] == [[1, "seed", 7]]
 
 
-def test_broken_off_after_an_edit_it_goes_on(
-    generate: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from onereel.pipelines import run as run_module
-
+def test_broken_off_after_an_edit_it_goes_on(generate: Any, broken_off: Any) -> None:
     words = ["redo", "a.run", "--from", "2", "--seed", "9"]
     assert generate(*A, "--seconds", 6)[0] == 0
     assert generate(*A[:-1], "b.mp4", "--seconds", 6)[0] == 0
     assert main([*words[:1], "b.run", *words[2:]]) == 0
     for stop in (2, 3, 5):  # before the first new chunk, and within the new ones
-        real = run_module.stream_chunks
-
-        def spoiled(*args: Any, _real: Any = real, _stop: int = stop, **options: Any) -> Any:
-            for number, chunk in enumerate(_real(*args, **options)):
-                if number == _stop:
-                    raise KeyboardInterrupt
-                yield chunk
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module, "stream_chunks", spoiled)
+        with broken_off(stop):
             assert main(words if stop == 2 else ["resume", "a.run"]) == 130
     assert main(["resume", "a.run"]) == 0
     assert np.array_equal(frames("a.mp4"), frames("b.mp4")) and hashes("a.run") == hashes("b.run")

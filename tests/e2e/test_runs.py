@@ -19,7 +19,6 @@ from PIL import Image
 import onereel
 from onereel.apps.cli.main import main
 from onereel.media import read_metadata
-from onereel.pipelines import run as run_module
 from onereel.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -27,20 +26,11 @@ LONG = ("a red disc bounces", "--seconds", 3.5, "--seed", 7, "-o", "a.mp4")
 
 
 @pytest.fixture
-def broken(generate: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Make a run that ends after some chunks as Ctrl-C ends it; returns its folder."""
+def broken(generate: Any, broken_off: Any) -> Callable[..., Path]:
+    """Make a run that ends after some chunks; returns its folder."""
 
     def make(after: int, *words: object) -> Path:
-        real = run_module.stream_chunks
-
-        def spoiled(*args: Any, **options: Any) -> Any:
-            for number, chunk in enumerate(real(*args, **options)):
-                if number == after:
-                    raise KeyboardInterrupt
-                yield chunk
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_module, "stream_chunks", spoiled)
+        with broken_off(after):
             assert generate(*(words or LONG))[0] == 130
         return Path("a.run")
 
