@@ -204,7 +204,8 @@ def test_no_run_keeps_nothing(generate: Any) -> None:
 
 def test_kills_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "scripts" / "chaos_render.py"), "--seconds", "3"]
-    env = {**os.environ, "PYTHONPATH": str(Path(onereel.__file__).parents[1])}
+    paths = {"PYTHONPATH": str(Path(onereel.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **paths}
     done = subprocess.run(
         [*script, "--kills", "10", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "c")],
         env=env, capture_output=True, text=True, timeout=300, check=False,
@@ -212,3 +213,21 @@ def test_kills_at_random_moments(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
     assert result["kills"] >= 10 and result["differences"] == 0 and result["unreadable"] == 0
+
+
+def test_killed_before_its_first_line_a_run_leaves_its_name_free(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing cleans up after a kill."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.core.files.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr(RunFolder, "create", kill)
+        with pytest.raises(Killed):
+            generate(*LONG)
+    assert not Path("a.run").exists()
+    assert generate(*LONG, "--run", "a.run")[0] == 0 and RunFolder(Path("a.run")).is_finished

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from onereel.core.errors import ConfigError
+from onereel.core.files import replace_folder
 from onereel.media.preflight import check_place
 from onereel.pipelines.prepare import RunPlan, prepare
 from onereel.pipelines.record import Repeat, installed_versions, sampling_record
@@ -104,19 +105,22 @@ class RunKeeper:
                 "resume", first=self.finished.stop, versions=record["versions"]
             )
             return
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        manifest = Manifest(
-            format=FORMAT,
-            record=dict(record),
-            output=_relative(self.plan.output, self.path),
-            num_chunks=self.plan.num_chunks,
-            num_given_chunks=self.plan.num_given_chunks,
-            frames_per_chunk=self.plan.frames_per_chunk,
-            hidden_frames=self.plan.hidden_frames,
-            inputs=self._copy_inputs(),
-        )
-        self.folder = RunFolder.create(self.path, manifest)
+
+        def write(path: Path) -> None:
+            manifest = Manifest(
+                format=FORMAT,
+                record=dict(record),
+                output=_relative(self.plan.output, self.path),
+                num_chunks=self.plan.num_chunks,
+                num_given_chunks=self.plan.num_given_chunks,
+                frames_per_chunk=self.plan.frames_per_chunk,
+                hidden_frames=self.plan.hidden_frames,
+                inputs=self._copy_inputs(path),
+            )
+            RunFolder.create(path, manifest)
+
+        replace_folder(self.path, write)  # killed meanwhile, nothing is left that blocks the name
+        self.folder = RunFolder(self.path)
         self._open.enter_context(self.folder.locked())
 
     def __enter__(self) -> Self:
@@ -179,14 +183,14 @@ class RunKeeper:
         assert self.folder is not None
         self.folder.journal.append("end", num_frames=num_frames)
 
-    def _copy_inputs(self) -> dict[str, str]:
+    def _copy_inputs(self, path: Path) -> dict[str, str]:
         names = {}
         for kind in ("image", "video"):
             given = getattr(self.plan.settings, kind)
             if given is not None and Path(given).stat().st_size <= LARGEST_COPY:
-                (self.path / INPUTS).mkdir(parents=True, exist_ok=True)
+                (path / INPUTS).mkdir(parents=True, exist_ok=True)
                 names[kind] = Path(given).name
-                shutil.copyfile(given, self.path / INPUTS / names[kind])
+                shutil.copyfile(given, path / INPUTS / names[kind])
         return names
 
 
