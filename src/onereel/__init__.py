@@ -19,6 +19,7 @@ if _TYPE_CHECKING:
         Magi1Pipeline,
         Magi1VideoToVideoPipeline,
     )
+    from onereel.runs.run import Run
     from onereel.runtime.auto_model import AutoModel
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "Magi1PipelineOutput",
     "Magi1Transformer3DModel",
     "Magi1VideoToVideoPipeline",
+    "Run",
     "__version__",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "Magi1PipelineOutput": "onereel.pipelines.base",
     "Magi1Transformer3DModel": "onereel.models.magi_dit.model",
     "Magi1VideoToVideoPipeline": "onereel.pipelines.magi1",
+    "Run": "onereel.runs.run",
 }
 
 

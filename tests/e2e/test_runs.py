@@ -185,7 +185,7 @@ def test_bad_folders(broken: Any, generate: Any, capsys: pytest.CaptureFixture[s
     assert "in use by another process" in capsys.readouterr().err
     manifest = folder / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format": 1', '"format": 2'))
+    manifest.write_text(text.replace('"format": 2', '"format": 3'))
     assert main(["resume", str(folder)]) == 3
     assert "use a newer onereel" in capsys.readouterr().err
     manifest.write_text(text[:40])
@@ -194,6 +194,15 @@ def test_bad_folders(broken: Any, generate: Any, capsys: pytest.CaptureFixture[s
     manifest.write_text(text)
     assert main(["runs", "clean", str(folder), "--force"]) == 0
     assert not folder.exists() and Path("a.mp4").exists()
+
+
+def test_a_folder_of_an_older_format_is_gone_on_with(broken: Any, unbroken: Any) -> None:
+    manifest = broken(1) / "manifest.json"
+    values = json.loads(manifest.read_text())
+    del values["latents_only"], values["vae_hash"]
+    manifest.write_text(json.dumps({**values, "format": 1}))
+    assert main(["resume", "a.run"]) == 0
+    assert np.array_equal(decode(Path("a.mp4")), unbroken())
 
 
 def test_no_run_keeps_nothing(generate: Any) -> None:

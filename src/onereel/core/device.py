@@ -6,6 +6,7 @@ import torch
 
 from onereel.core.errors import BackendUnavailable, ConfigError
 
+_CPU_WORDS = ("can't allocate memory", "not enough memory")
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -62,6 +63,20 @@ def pick_device(name: str | None = None) -> torch.device:
             f"device '{name}' is not present", hint="use --device cpu or --device auto"
         )
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise exhausted memory; torch has no class of its own for that of the CPU.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        Whether memory ran out, on whatever device.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in _CPU_WORDS)
 
 
 def pin_threads() -> None:

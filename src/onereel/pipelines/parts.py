@@ -13,8 +13,31 @@ from onereel.models.text.special_tokens import SpecialTokens
 from onereel.samplers.guidance import GuidanceRuntime
 
 
-@dataclass(frozen=True, slots=True)
-class MagiParts:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeParts:
+    """What turns latents into frames and back.
+
+    Args:
+        vae: the VAE (hooked is fine).
+        device: where to run.
+    """
+
+    vae: AutoencoderKLMagi1
+    device: torch.device
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame."""
+        return int(self.vae.config.patch_size[0])
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel."""
+        return int(self.vae.config.patch_size[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MagiParts(VaeParts):
     """The networks that make a video.
 
     Args:
@@ -27,18 +50,6 @@ class MagiParts:
     """
 
     transformer: Magi1Transformer3DModel
-    vae: AutoencoderKLMagi1
-    device: torch.device
     special_tokens: SpecialTokens | None = None
     attention_kwargs: dict[str, Any] | None = None
     runtime: GuidanceRuntime = field(default_factory=GuidanceRuntime)
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames per latent frame."""
-        return int(self.vae.config.patch_size[0])
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel."""
-        return int(self.vae.config.patch_size[1])

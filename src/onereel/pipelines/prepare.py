@@ -22,6 +22,7 @@ from onereel.pipelines.stream import VideoRequest, count_chunks
 from onereel.pipelines.timeline import Timeline, parse_timeline
 from onereel.pipelines.wishes import RunWishes, check_wishes, flag, output_path
 from onereel.runtime.estimate import Estimate, Job, check_fits, estimate_job
+from onereel.runtime.layout import read_sampling, vae_part
 from onereel.runtime.load import default_dtype
 from onereel.runtime.shards import read_header
 from onereel.runtime.source import ModelSource, resolve_model
@@ -138,11 +139,64 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     dtype = (
         parse_dtype(wishes.dtype) if wishes.dtype else default_dtype(source, parts, device=device)
     )
-    given = read_given(wishes, factor=_factor(parts))
     tokens = _tokens(wishes, parts)
-    request = make_request(wishes, parts, given=0 if given is None else len(given), tokens=tokens)
     for path, _ in wishes.loras:
         check_lora(path)
+    plan = _plan(wishes, output, parts=parts, source=source, tokens=tokens, place=(device, dtype))
+    check_fits(plan.estimate(), in_turn=wishes.offload)
+    return plan
+
+
+def prepare_decoding(
+    wishes: RunWishes, output: str, *, device: torch.device, dtype: torch.dtype, distilled: bool
+) -> RunPlan:
+    """Check what decoding a kept run needs; of the checkpoint, nothing but the VAE.
+
+    Args:
+        wishes: complete, of the run.
+        output: the file to write.
+        device: where to decode.
+        dtype: of the VAE's weights.
+        distilled: whether the run was made with distilled weights.
+
+    Returns:
+        The plan; it cannot be sampled.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        MediaError: the output cannot be written, or an input not be read.
+        CheckpointError: the VAE is missing, damaged or does not fit.
+        OutOfMemory: the disk is too full.
+    """
+    check_files(wishes, output)
+    source = resolve_model(wishes.model)
+    parts = Parts(vae=vae_part(source), sampling=read_sampling(source) | {"distilled": distilled})
+    assert parts.vae is not None
+    parts.vae.account()
+    output = output_path(wishes, output, seed=_known(wishes.seed))
+    size = (_known(wishes.width), _known(wishes.height))
+    frames = _known(wishes.num_frames)
+    check_output(output, estimated_bytes=estimate_bytes(*size, num_frames=frames))
+    bare = dataclasses.replace(  # what has no effect on decoding, and may not be there
+        wishes, hq=False, duration=False, style=None, first_frames=None, special_tokens=None,
+        loras=(),
+    )  # fmt: skip
+    plan = _plan(bare, output, parts=parts, source=source, tokens=None, place=(device, dtype))
+    return dataclasses.replace(plan, settings=wishes)
+
+
+def _plan(
+    wishes: RunWishes,
+    output: str,
+    *,
+    parts: Parts,
+    source: ModelSource,
+    tokens: SpecialTokens | None,
+    place: tuple[torch.device, torch.dtype],
+) -> RunPlan:
+    """Count chunks, and give each its prompt."""
+    given = read_given(wishes, factor=_factor(parts))
+    request = make_request(wishes, parts, given=0 if given is None else len(given), tokens=tokens)
     latents = 0 if given is None else 1 if wishes.image else len(given) // _factor(parts)
     num_chunks = count_chunks(
         request, latents, is_image=wishes.image is not None, temporal_factor=_factor(parts)
@@ -150,7 +204,7 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     frames = request.config.chunk_width * _factor(parts)  # of a chunk
     given_chunks = latents // request.config.chunk_width
     seeds = {given_chunks + chunk: seed for chunk, seed in wishes.edited("seed").items()}
-    plan = RunPlan(
+    return RunPlan(
         settings=dataclasses.replace(wishes, model=wishes.model or source.name),
         output=output,
         source=source,
@@ -160,13 +214,11 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
         num_given_chunks=given_chunks,
         given=given,
         tokens=tokens,
-        device=device,
-        dtype=dtype,
+        device=place[0],
+        dtype=place[1],
         frames_per_chunk=frames,
         inputs=describe_inputs(wishes),
     )
-    check_fits(plan.estimate(), in_turn=wishes.offload)
-    return plan
 
 
 def _known(value: int | None) -> int:
@@ -245,8 +297,7 @@ def make_request(
     Raises:
         ConfigError: something does not fit the checkpoint.
     """
-    assert parts.transformer is not None
-    distilled = bool(parts.transformer.config["enable_distillation"])
+    distilled = bool(parts.sampling["distilled"])
     _check_guidance(wishes, distilled)
     unit = step_unit(parts.sampling)
     if wishes.steps is not None and wishes.steps % unit:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import cpu_offload_with_hook
@@ -17,19 +16,23 @@ from onereel.core.errors import CheckpointError
 from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
+from onereel.pipelines.keeping import Keeper, kept_chunks
 from onereel.pipelines.lora import Magi1LoraLoaderMixin
-from onereel.pipelines.parts import MagiParts
+from onereel.pipelines.parts import MagiParts, VaeParts
 from onereel.pipelines.pictures import pixels_to_frames
 from onereel.pipelines.prepare import RunPlan
+from onereel.pipelines.previews import Previews
 from onereel.pipelines.prompts import Prompts, encode_chunks
 from onereel.pipelines.record import make_record
 from onereel.pipelines.stream import (
     Prefix,
+    VideoChunk,
     encode_image,
     encode_video,
     make_engine,
     stream_chunks,
 )
+from onereel.pipelines.watch import RunClock, RunListener
 from onereel.runtime.load import (
     Components,
     load_components,
@@ -37,51 +40,9 @@ from onereel.runtime.load import (
     no_foreign_bars,
     text_device_of,
 )
-from onereel.runtime.verify import model_parts
-from onereel.samplers.engine import ChunkEngine, FinishedChunk
+from onereel.runtime.verify import model_parts, vae_hash
+from onereel.samplers.engine import FinishedChunk
 from onereel.samplers.plan import ChunkCall
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunProgress:
-    """How far a run is.
-
-    Args:
-        chunk: the oldest chunk in flight, counted from 1, given ones included.
-        num_chunks: chunks of the video.
-        step: model steps done.
-        num_steps: model steps of the video.
-        share: part of the work that is done, 0 to 1.
-        seconds_done: video that is on disk.
-        seconds_total: video when all is done.
-        elapsed_s: since sampling began.
-        speed: seconds of computing per second of new video.
-    """
-
-    chunk: int
-    num_chunks: int
-    step: int
-    num_steps: int
-    share: float
-    seconds_done: float
-    seconds_total: float
-    elapsed_s: float
-    speed: float
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds until all is done."""
-        return self.elapsed_s * (1 - self.share) / max(self.share, 1e-6)
-
-
-class RunListener(Protocol):
-    """Is told how a run goes."""
-
-    def say(self, text: str) -> None:
-        """Take a line of text."""
-
-    def progress(self, state: RunProgress) -> None:
-        """Take the state after a step or a written chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +50,10 @@ class RunResult:
     """What a run made.
 
     Args:
-        path: the file, or "-".
+        path: the file, or "-"; the folder of a run that is not decoded.
         seed: of the noise.
-        num_frames: frames written.
-        seconds: of video written.
+        num_frames: frames written, or those that the latents hold.
+        seconds: of video, likewise.
         elapsed_s: from the first step to the finished file.
         record: everything about the run.
     """
@@ -103,47 +64,6 @@ class RunResult:
     seconds: float
     elapsed_s: float
     record: dict[str, Any]
-
-
-class Keeper(Protocol):
-    """Keeps what a run has finished, so that another process can go on with it."""
-
-    @property
-    def finished(self) -> range:
-        """Chunks that are kept."""
-        ...
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether what follows the kept chunks begins anew, rather than from the last state."""
-        ...
-
-    def begin(self, record: Mapping[str, Any]) -> None:
-        """Take the run's record before its first step."""
-
-    def save(self, chunk: int, state: dict[str, torch.Tensor]) -> None:
-        """Take what `ChunkEngine.latents_dict` gives when a chunk is finished."""
-
-    def load(self, chunk: int) -> dict[str, torch.Tensor]:
-        """Return what was saved."""
-        ...
-
-    def steered(self, next_chunk: int) -> Sequence[tuple[int, str]]:
-        """Return prompts that came while the video is made.
-
-        Args:
-            next_chunk: absolute index of the first chunk that has not begun; may be past the end.
-
-        Returns:
-            Absolute chunk from which on each holds, and its text.
-
-        Raises:
-            KeyboardInterrupt: the run shall stop here.
-        """
-        ...
-
-    def end(self, num_frames: int) -> None:
-        """Be told that the video is complete."""
 
 
 def run(
@@ -171,6 +91,47 @@ def run(
         MediaError: the output cannot be written any longer; what is on disk plays.
         KeyboardInterrupt: with a note that says how much is safe; the file is finished.
     """
+    return drain(stream_run(plan, listener, expected_hash=expected_hash, keeper=keeper))
+
+
+def drain(chunks: Generator[VideoChunk, None, RunResult]) -> RunResult:
+    """Run a stream to its end.
+
+    Args:
+        chunks: such as `stream_run` gives.
+
+    Returns:
+        What was made.
+    """
+    while True:
+        try:
+            next(chunks)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+
+
+def stream_run(
+    plan: RunPlan,
+    listener: RunListener,
+    *,
+    expected_hash: str | None = None,
+    keeper: Keeper | None = None,
+) -> Generator[VideoChunk, None, RunResult]:
+    """Make a video and hand out its chunks, each after it was written; see `run`.
+
+    Args:
+        plan: from `prepare`.
+        listener: is told how it goes.
+        expected_hash: of the weights, when only they will do.
+        keeper: is given every finished chunk before it is decoded.
+
+    Yields:
+        Chunks as they are on disk; none where nothing is decoded.
+
+    Returns:
+        What was made.
+    """
     pin_threads()
     listener.say(f"loading model {plan.source.name} on {plan.device}")
     components = _load(plan)
@@ -182,7 +143,7 @@ def run(
         )  # fmt: skip
     record = make_record(plan, model_hash=components.model_hash)
     if keeper is not None:
-        keeper.begin(record)
+        keeper.begin(record, vae_hash=vae_hash(plan.source))
     _add_loras(components.transformer, plan)
     listener.say("reading the prompt")
     prompts = _encode_texts(plan, components)
@@ -195,7 +156,8 @@ def run(
     del components  # the text encoder is not needed any longer
     if plan.settings.offload:
         _offload(parts)
-    return _sample(plan, parts, prompts, listener=listener, record=record, keeper=keeper)
+    return (yield from _sample(plan, parts, prompts, listener=listener, record=record,
+                               keeper=keeper))  # fmt: skip
 
 
 def _load(plan: RunPlan) -> Components:
@@ -253,57 +215,22 @@ def _offload(parts: MagiParts) -> None:
     first.hook.prev_module_hook = second
 
 
-def _given_prefix(plan: RunPlan, parts: MagiParts) -> Prefix | None:
+def given_prefix(plan: RunPlan, parts: VaeParts) -> Prefix | None:
+    """Encode the given picture or frames of a run.
+
+    Args:
+        plan: the run.
+        parts: the VAE.
+
+    Returns:
+        The prefix, or None without an input.
+    """
     if plan.given is None:
         return None
     frames = pixels_to_frames(plan.given)
     if plan.settings.image is not None:
         return encode_image(parts, frames[0], request=plan.request)
     return encode_video(parts, frames, request=plan.request)
-
-
-class _Clock:
-    """Measures the work of a run; a step's work is the number of chunks it moves."""
-
-    def __init__(self, plan: RunPlan, listener: RunListener) -> None:
-        self.plan, self.listener = plan, listener
-        new_chunks = plan.num_chunks - plan.num_given_chunks
-        self.total = new_chunks * plan.request.config.num_steps
-        self.work, self.step, self.chunk = 0, 0, plan.num_given_chunks
-        self.seconds_done = 0.0
-        self.start = time.monotonic()
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.start
-
-    def on_step(self, call: ChunkCall, window: torch.Tensor) -> None:
-        del window
-        self.work += len(call.chunks)
-        self.step, self.chunk = call.step + 1, call.chunks[0]
-        self.tell()
-
-    def skip_chunk(self) -> None:
-        """Count the steps of a chunk that need not be computed."""
-        self.work += self.plan.request.config.num_steps
-
-    def tell(self) -> None:
-        plan, elapsed = self.plan, self.elapsed_s
-        share = self.work / self.total
-        fps = plan.request.fps
-        self.listener.progress(
-            RunProgress(
-                chunk=self.chunk + 1,
-                num_chunks=plan.num_chunks,
-                step=self.step,
-                num_steps=plan.num_steps,
-                share=share,
-                seconds_done=self.seconds_done,
-                seconds_total=plan.request.num_frames / fps,
-                elapsed_s=elapsed,
-                speed=elapsed / max(share * plan.new_frames / fps, 1e-6),
-            )
-        )
 
 
 @torch.no_grad()
@@ -315,12 +242,98 @@ def _sample(
     listener: RunListener,
     record: dict[str, Any],
     keeper: Keeper | None,
+) -> Generator[VideoChunk, None, RunResult]:
+    """Sample, keep, decode and write."""
+    clock, prefix = RunClock(plan, listener), given_prefix(plan, parts)
+    previews = Previews(
+        parts.vae,
+        plan.request.config.chunk_width,
+        show=listener.preview,
+        sheet=None if keeper is None else keeper.preview,
+    )
+
+    def on_step(call: ChunkCall, window: torch.Tensor) -> None:
+        clock.step_done(call)
+        previews.step_done(call, window)
+
+    def steer(chunk: int, text: str) -> None:
+        prompts.change_from(chunk - plan.num_given_chunks, _encode_later(plan, parts, text))
+
+    engine = make_engine(parts, plan.request, prompts=prompts, prefix=prefix, on_step=on_step)
+    if keeper is None:
+        chunks = engine.run()
+    else:
+        chunks = kept_chunks(engine, keeper, clock=clock, steer=steer)
+    chunks = _previewed(chunks, previews)
+    if keeper is None or not keeper.latents_only:
+        result = yield from write_video(
+            plan, parts, chunks=chunks, prefix=prefix, clock=clock, record=record
+        )
+        if keeper is not None:
+            keeper.end(result.num_frames)
+        return result
+    frames = 0
+    try:
+        for chunk in chunks:
+            end = (chunk.index + 1) * plan.frames_per_chunk - plan.hidden_frames
+            frames = min(end, plan.request.num_frames)
+            clock.chunk_done(frames / plan.request.fps)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the latents of {frames / plan.request.fps:.2f} s are safe in {keeper.path}")
+        raise
+    return _result(plan, str(keeper.path), frames, elapsed_s=clock.elapsed_s, record=record)
+
+
+def _previewed(chunks: Iterable[FinishedChunk], previews: Previews) -> Iterator[FinishedChunk]:
+    """Show chunks on the contact sheet as they pass."""
+    try:
+        for chunk in chunks:
+            previews.chunk_done(chunk)
+            yield chunk
+    finally:
+        previews.close()
+
+
+def _result(
+    plan: RunPlan, path: str, frames: int, *, elapsed_s: float, record: dict[str, Any]
 ) -> RunResult:
-    """Sample, decode and write."""
-    request, clock = plan.request, _Clock(plan, listener)
-    compat = request.config.official_compat
-    prefix = _given_prefix(plan, parts)
-    engine = make_engine(parts, request, prompts=prompts, prefix=prefix, on_step=clock.on_step)
+    return RunResult(
+        path=path,
+        seed=plan.request.seed,
+        num_frames=frames,
+        seconds=frames / plan.request.fps,
+        elapsed_s=elapsed_s,
+        record=record,
+    )
+
+
+@torch.no_grad()
+def write_video(
+    plan: RunPlan,
+    parts: VaeParts,
+    *,
+    chunks: Iterable[FinishedChunk],
+    prefix: Prefix | None,
+    clock: RunClock,
+    record: dict[str, Any],
+) -> Generator[VideoChunk, None, RunResult]:
+    """Decode chunks and write them.
+
+    Args:
+        plan: the run.
+        parts: the VAE.
+        chunks: clean latents in order; when some are missing at the end, the video is incomplete.
+        prefix: given frames.
+        clock: is told what is on disk.
+        record: goes into the file.
+
+    Yields:
+        Chunks as they are on disk.
+
+    Returns:
+        What was made.
+    """
+    request = plan.request
     writer = VideoWriter(
         plan.output,
         width=request.width,
@@ -332,57 +345,16 @@ def _sample(
     record = writer.metadata  # entries added until the end reach the finished file
     with _noting(writer), writer:
         try:
-            if keeper is None:
-                finished = engine.run()
-            else:
-
-                def steer(chunk: int, text: str) -> None:
-                    row = _encode_later(plan, parts, text)
-                    prompts.change_from(chunk - plan.num_given_chunks, row)
-
-                finished = _kept(engine, keeper, clock=clock, steer=steer)
-            for chunk in stream_chunks(parts, request, chunks=finished, prefix=prefix):
-                writer.write(chunk.to_uint8(official_compat=compat))
-                clock.seconds_done = writer.seconds_written
-                clock.tell()
+            for chunk in stream_chunks(parts, request, chunks=chunks, prefix=prefix):
+                writer.write(chunk.to_uint8(official_compat=request.config.official_compat))
+                clock.chunk_done(writer.seconds_written)
+                yield chunk
         finally:  # before the writer finishes the file, whatever ended the loop
             record["frames_written"] = writer.frames_written
-        record.update(complete=True, elapsed_s=round(clock.elapsed_s, 3))
-    if keeper is not None:
-        keeper.end(writer.frames_written)
-    return RunResult(
-        path=plan.output,
-        seed=request.seed,
-        num_frames=writer.frames_written,
-        seconds=writer.seconds_written,
-        elapsed_s=clock.elapsed_s,
-        record=record,
-    )
-
-
-def _kept(
-    engine: ChunkEngine, keeper: Keeper, *, clock: _Clock, steer: Callable[[int, str], None]
-) -> Iterator[FinishedChunk]:
-    """Hand out the chunks that are kept, then keep and hand out those that follow."""
-    done = keeper.finished
-    for chunk in done:
-        clock.skip_chunk()
-        yield engine.restored(chunk, keeper.load(chunk))
-    if done.stop == engine.task.num_chunks:
-        return
-    # After a cut, the next chunk must enter the window where it would have: the ones before it are
-    # in flight then, and are computed along, but stay what they were.
-    last = done.stop - (engine.config.window_size if keeper.is_cut else 1)
-    if last >= done.start:
-        engine.rebuild(last, keeper.load)
-    for finished in engine.run():
-        if finished.index in done:
-            engine.pin(finished.index, keeper.load(finished.index))
-            continue
-        keeper.save(finished.index, engine.latents_dict())
-        for chunk, text in keeper.steered(finished.index + engine.config.window_size):
-            steer(chunk, text)
-        yield finished
+        complete = request.config.official_compat or writer.frames_written == request.num_frames
+        record.update(complete=complete, elapsed_s=round(clock.elapsed_s, 3))
+    frames = writer.frames_written
+    return _result(plan, plan.output, frames, elapsed_s=clock.elapsed_s, record=record)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.pixels import to_uint8
 from onereel.models.text.special_tokens import ConditioningFlags
 from onereel.pipelines.captions import Captions
-from onereel.pipelines.parts import MagiParts
+from onereel.pipelines.decoding import decode_patiently, wake
+from onereel.pipelines.parts import MagiParts, VaeParts
 from onereel.pipelines.prompts import Prompts
 from onereel.samplers.engine import ChunkEngine, ChunkTask, FinishedChunk, StepCallback
 from onereel.samplers.guidance import VelocityModel
@@ -133,7 +134,7 @@ def check_distillation(transformer: Magi1Transformer3DModel, config: ChunkSample
         )
 
 
-def encode_image(parts: MagiParts, frame: torch.Tensor, *, request: VideoRequest) -> Prefix:
+def encode_image(parts: VaeParts, frame: torch.Tensor, *, request: VideoRequest) -> Prefix:
     """Encode a picture as the first latent frame.
 
     Args:
@@ -147,7 +148,7 @@ def encode_image(parts: MagiParts, frame: torch.Tensor, *, request: VideoRequest
     return Prefix(_encode(parts, frame[None, :, None], request), frame[None], True)
 
 
-def encode_video(parts: MagiParts, frames: torch.Tensor, *, request: VideoRequest) -> Prefix:
+def encode_video(parts: VaeParts, frames: torch.Tensor, *, request: VideoRequest) -> Prefix:
     """Encode given frames, cut at the front to whole latent frames.
 
     Args:
@@ -178,9 +179,9 @@ def encode_video(parts: MagiParts, frames: torch.Tensor, *, request: VideoReques
     return Prefix(_encode(parts, frames.transpose(0, 1)[None], request), frames, False)
 
 
-def _encode(parts: MagiParts, video: torch.Tensor, request: VideoRequest) -> torch.Tensor:
+def _encode(parts: VaeParts, video: torch.Tensor, request: VideoRequest) -> torch.Tensor:
     compat = request.config.official_compat
-    _wake(parts.vae)
+    wake(parts.vae)
     return parts.vae.encode_frames(
         video.to(parts.device), official_compat=compat, fps=request.fps
     ).float()
@@ -209,7 +210,7 @@ def count_chunks(
     return math.ceil(frames / (width * temporal_factor))
 
 
-def chunks_of(parts: MagiParts, request: VideoRequest, *, prefix: Prefix | None) -> tuple[int, int]:
+def chunks_of(parts: VaeParts, request: VideoRequest, *, prefix: Prefix | None) -> tuple[int, int]:
     """Count all chunks of a video, and those given whole.
 
     Args:
@@ -310,7 +311,7 @@ def _bound(model: Magi1Transformer3DModel, kwargs: dict[str, Any] | None) -> Vel
 
 @torch.no_grad()
 def stream_chunks(
-    parts: MagiParts,
+    parts: VaeParts,
     request: VideoRequest,
     *,
     chunks: Iterable[FinishedChunk],
@@ -350,15 +351,8 @@ def _given_frames(chunk: FinishedChunk, prefix: Prefix | None) -> int:
     return 0 if prefix is not None and prefix.is_image else chunk.num_given
 
 
-def _wake(model: torch.nn.Module) -> None:
-    """Run the hook that brings an offloaded model to the device; it only hangs on `forward`."""
-    hook = getattr(model, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(model)
-
-
 def decode_finished(
-    parts: MagiParts, request: VideoRequest, *, chunk: FinishedChunk, prefix: Prefix | None
+    parts: VaeParts, request: VideoRequest, *, chunk: FinishedChunk, prefix: Prefix | None
 ) -> torch.Tensor:
     """Decode a finished chunk to the frames that are new.
 
@@ -374,7 +368,8 @@ def decode_finished(
     given = _given_frames(chunk, prefix)
     compat = request.config.official_compat
     latent = chunk.latent[:, :, given:] if compat else chunk.latent
-    _wake(parts.vae)
-    video = parts.vae.decode_chunk(latent.to(parts.device), official_compat=compat, fps=request.fps)
+    wake(parts.vae)
+    latent = latent.to(parts.device)
+    video = decode_patiently(parts.vae, latent, official_compat=compat, fps=request.fps)
     frames = video[0].transpose(0, 1).float()  # [F, 3, H, W]
     return frames if compat else frames[given * parts.temporal_factor :]

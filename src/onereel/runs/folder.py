@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,10 @@ from onereel.runs.journal import Journal
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2  # 1 had no `latents_only` and no `vae_hash`
 MANIFEST, JOURNAL, CHUNKS, INPUTS = "manifest.json", "journal.jsonl", "chunks", "inputs"
 REQUESTS = "requests"  # what other processes ask of the one that renders
+PREVIEW = "preview.png"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Manifest:
         frames_per_chunk: frames of a whole chunk.
         hidden_frames: given frames in front of the video's first.
         inputs: kinds of input files of which the folder holds a copy, and the copies' names.
+        latents_only: nothing is decoded until `onereel decode`.
+        vae_hash: of the VAE's weights alone; empty in format 1.
     """
 
     format: int
@@ -48,6 +52,8 @@ class Manifest:
     frames_per_chunk: int
     hidden_frames: int
     inputs: dict[str, str]
+    latents_only: bool = False
+    vae_hash: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,6 +112,28 @@ class RunFolder:
     def output(self) -> Path:
         """The video."""
         return Path(os.path.normpath(self.path.absolute().parent / self.manifest.output))
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video with all edits, given ones included."""
+        record = self.manifest.record
+        more = self.settings["num_frames"] - record["settings"]["num_frames"]
+        return int(record["num_frames"] + more)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the video with all edits, given ones included."""
+        manifest = self.manifest
+        if self.num_frames == manifest.record["num_frames"]:
+            return manifest.num_chunks
+        return math.ceil((self.num_frames + manifest.hidden_frames) / manifest.frames_per_chunk)
+
+    @property
+    def state(self) -> str:
+        """`finished`, `latents` when all of them are there but no video, or `unfinished`."""
+        if self.is_finished:
+            return "finished"
+        return "latents" if self.end == self.num_chunks else "unfinished"
 
     @property
     def is_finished(self) -> bool:
@@ -319,8 +347,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise CheckpointError(
             f"{path} is damaged", expected="JSON with a format", got=error
         ) from error
-    if version != FORMAT:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise CheckpointError(
-            f"{path}: format", expected=str(FORMAT), got=version, hint="use a newer onereel"
+            f"{path}: format", expected=f"1 to {FORMAT}", got=version, hint="use a newer onereel"
         )
     return from_mapping(Manifest, data, where=str(path))

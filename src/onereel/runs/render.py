@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +19,11 @@ from onereel.core.files import replace_folder
 from onereel.media.preflight import check_place
 from onereel.pipelines.prepare import RunPlan, prepare
 from onereel.pipelines.record import Repeat, installed_versions, sampling_record
-from onereel.pipelines.run import RunListener, RunResult, run
+from onereel.pipelines.run import RunResult, stream_run
+from onereel.pipelines.stream import VideoChunk
+from onereel.pipelines.watch import RunListener
 from onereel.pipelines.wishes import RunWishes
-from onereel.runs.folder import FORMAT, INPUTS, Manifest, RunFolder
+from onereel.runs.folder import FORMAT, INPUTS, PREVIEW, Manifest, RunFolder
 from onereel.runtime.verify import model_parts
 
 POLL_S = 0.1  # how often a paused run looks for requests
@@ -60,6 +62,7 @@ class RunKeeper:
         path: the folder.
         plan: the run.
         folder: the run that is gone on with, locked, or None for a new one.
+        latents_only: decode nothing; a run that is gone on with stays as it was begun.
         say: is told what came from other processes.
 
     Raises:
@@ -74,9 +77,11 @@ class RunKeeper:
         plan: RunPlan,
         *,
         folder: RunFolder | None = None,
+        latents_only: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.path, self.plan, self.folder, self.say = path, plan, folder, say
+        self.latents_only = latents_only if folder is None else folder.manifest.latents_only
         self._open, self._is_new = contextlib.ExitStack(), folder is None
         if folder is None:
             check_place(path, estimated_bytes=plan_bytes(plan))
@@ -98,7 +103,12 @@ class RunKeeper:
         """Whether what follows begins anew, because of an edit."""
         return self.folder is not None and self.folder.is_cut
 
-    def begin(self, record: Mapping[str, Any]) -> None:
+    @property
+    def preview(self) -> Path:
+        """The contact sheet."""
+        return self.path / PREVIEW
+
+    def begin(self, record: Mapping[str, Any], *, vae_hash: str) -> None:
         """Make the folder, or note that the run is gone on with."""
         if self.folder is not None:
             self.folder.journal.append(
@@ -116,6 +126,8 @@ class RunKeeper:
                 frames_per_chunk=self.plan.frames_per_chunk,
                 hidden_frames=self.plan.hidden_frames,
                 inputs=self._copy_inputs(path),
+                latents_only=self.latents_only,
+                vae_hash=vae_hash,
             )
             RunFolder.create(path, manifest)
 
@@ -237,7 +249,9 @@ def opened(path: Path) -> Iterator[RunFolder]:
         yield RunFolder(path)  # read again: the process before may have just ended
 
 
-def resume(path: Path, listener: RunListener, *, output: str | None = None) -> RunResult:
+def stream_resumed(
+    path: Path, listener: RunListener, *, output: str | None = None
+) -> Generator[VideoChunk, None, RunResult]:
     """Go on with a run to its end, whatever ended it before.
 
     Chunks that are kept are decoded again, the others are computed: latents and frames are those
@@ -247,6 +261,9 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
         path: the folder.
         listener: is told how it goes.
         output: another video file.
+
+    Yields:
+        Chunks as they are on disk; none where nothing is decoded.
 
     Returns:
         What was made.
@@ -261,10 +278,7 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
             listener.say(f"{problem}; computed again from there")
         record = folder.manifest.record
         wishes = folder_wishes(folder)
-        copies: dict[str, Any] = {
-            kind: str(path / INPUTS / name) for kind, name in folder.manifest.inputs.items()
-        }
-        plan = prepare(dataclasses.replace(wishes, **copies), output or str(folder.output))
+        plan = prepare(with_copies(wishes, folder), output or str(folder.output))
         check_same(plan, record, where=str(path))
         Repeat(str(path), record, wishes).check(plan, changed=())
         plan = dataclasses.replace(plan, settings=wishes)  # the record names the files, not copies
@@ -274,7 +288,23 @@ def resume(path: Path, listener: RunListener, *, output: str | None = None) -> R
         keeper = RunKeeper(path, plan, folder=folder, say=listener.say)
         done, left = len(keeper.finished), plan.num_chunks - keeper.finished.stop
         listener.say(f"{path}: {done} chunks are kept, {left} are left to compute")
-        return run(plan, listener, expected_hash=str(record["model_hash"]), keeper=keeper)
+        expected = str(record["model_hash"])
+        return (yield from stream_run(plan, listener, expected_hash=expected, keeper=keeper))
+
+
+def with_copies(wishes: RunWishes, folder: RunFolder) -> RunWishes:
+    """Name the copies of input files that a run holds, rather than the files.
+
+    Args:
+        wishes: of the run.
+        folder: the run.
+
+    Returns:
+        The wishes.
+    """
+    names = folder.manifest.inputs
+    copies: dict[str, Any] = {kind: str(folder.path / INPUTS / names[kind]) for kind in names}
+    return dataclasses.replace(wishes, **copies)
 
 
 def folder_wishes(folder: RunFolder) -> RunWishes:

@@ -277,6 +277,18 @@ def hash_parts(parts: Parts) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
+def vae_hash(source: ModelSource) -> str:
+    """Hash the weights of a checkpoint's VAE alone.
+
+    Args:
+        source: the checkpoint; nothing but its VAE need be there.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    return hash_parts(Parts(vae=vae_part(source)))
+
+
 def _report(
     source: ModelSource,
     parts: Parts,

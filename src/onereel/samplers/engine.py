@@ -73,6 +73,36 @@ class FinishedChunk:
     num_given: int
 
 
+def finish_chunk(
+    chunk: int, latent: torch.Tensor, *, prefix: torch.Tensor | None, config: ChunkSampleConfig
+) -> FinishedChunk:
+    """Hand out a clean chunk; given frames are exact again unless the official drift is wanted.
+
+    Args:
+        chunk: absolute chunk index.
+        latent: as sampled, [1, C, chunk_width, H, W].
+        prefix: given clean latents [1, C, T, H, W], or None.
+        config: sampling settings.
+
+    Returns:
+        The chunk.
+    """
+    width = config.chunk_width
+    if not config.official_compat:
+        latent = _paste_prefix(chunk, latent, prefix=prefix)
+    frames = 0 if prefix is None else prefix.shape[2]
+    return FinishedChunk(chunk, latent, min(max(0, frames - chunk * width), width))
+
+
+def _paste_prefix(chunk: int, latent: torch.Tensor, *, prefix: torch.Tensor | None) -> torch.Tensor:
+    """Overwrite the frames of a chunk that are given."""
+    width = latent.shape[2]
+    if prefix is None or chunk * width >= prefix.shape[2]:
+        return latent
+    given = prefix[:, :, chunk * width : (chunk + 1) * width].to(latent.device, latent.dtype)
+    return torch.cat((given, latent[:, :, given.shape[2] :]), dim=2)
+
+
 class ChunkEngine:
     """Generate a video chunk by chunk.
 
@@ -234,7 +264,8 @@ class ChunkEngine:
         for chunk in chunks:
             if chunk not in self.latents:
                 self.latents[chunk] = self._noise(chunk)
-        latent = torch.cat([self._paste_prefix(c, self.latents[c]) for c in chunks], dim=2)
+        latents = (_paste_prefix(c, self.latents[c], prefix=self.task.prefix) for c in chunks)
+        latent = torch.cat(list(latents), dim=2)
         return CallInputs(
             latent,
             torch.tensor([times], device=self.device),
@@ -254,15 +285,6 @@ class ChunkEngine:
             raise ShapeError("noise", expected=str(shape), got=tuple(noise.shape))
         return noise.to(self.device, torch.float32)
 
-    def _paste_prefix(self, chunk: int, latent: torch.Tensor) -> torch.Tensor:
-        """Overwrite the frames of a chunk that are given."""
-        start = chunk * self.config.chunk_width
-        if self.task.prefix is None or start >= self.task.prefix_frames:
-            return latent
-        given = self.task.prefix[:, :, start : start + self.config.chunk_width]
-        given = given.to(latent.device, latent.dtype)
-        return torch.cat((given, latent[:, :, given.shape[2] :]), dim=2)
-
     def restored(self, chunk: int, saved: dict[str, torch.Tensor]) -> FinishedChunk:
         """Return a finished chunk from what was saved.
 
@@ -276,12 +298,7 @@ class ChunkEngine:
         return self._finish(chunk, saved[f"latent.{chunk}"].to(self.device))
 
     def _finish(self, chunk: int, latent: torch.Tensor) -> FinishedChunk:
-        """Hand out a chunk; given frames are exact again unless the official drift is wanted."""
-        if not self.config.official_compat:
-            latent = self._paste_prefix(chunk, latent)
-        width = self.config.chunk_width
-        given = min(max(0, self.task.prefix_frames - chunk * width), width)
-        return FinishedChunk(chunk, latent, given)
+        return finish_chunk(chunk, latent, prefix=self.task.prefix, config=self.config)
 
     def _encode_prefix(self) -> None:
         """Fill the cache from whole given chunks, one at a time.

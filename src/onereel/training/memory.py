@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onereel.core.device import is_out_of_memory
 from onereel.core.errors import OutOfMemory
 from onereel.runtime.machine import available_bytes
 from onereel.training.distributed import local
@@ -20,7 +21,6 @@ _HINT = (
     "use a smaller batch_size, a larger accumulate, activation_checkpointing=true, "
     "or more processes"
 )
-_CPU_WORDS = ("can't allocate memory", "not enough memory")
 _DEFAULT_MOMENTS = 2  # of an optimizer we do not know
 
 
@@ -78,12 +78,10 @@ def memory_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        text = str(error)
-        if not known and not any(words in text for words in _CPU_WORDS):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        lines = text.splitlines() or ["no more memory"]
+        lines = str(error).splitlines() or ["no more memory"]
         raise OutOfMemory(f"training ran out of memory ({lines[0]})", hint=_HINT) from error
 
 

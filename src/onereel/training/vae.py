@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae import VAE_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.magi_vae.preview import fit_latent_rgb
 from onereel.training.data import BatchStream, ToyboxClips, to_video
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
@@ -438,6 +439,9 @@ class VaeMethod(Method):
         exported.load_state_dict(rounded)
         mean, std = latent_statistics(exported.to(self.vae.device), self.stats_tiles)
         exported.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
+        tiles = as_tiles(self.stats_tiles[:256]).to(self.vae.device)
+        factors, bias = fit_latent_rgb(exported.encode_frames(tiles), tiles)
+        exported.register_to_config(latent_rgb_factors=factors, latent_rgb_bias=bias)
         for parameter in exported.parameters():
             parameter.data = parameter.data.bfloat16()
         exported.save_pretrained(folder)

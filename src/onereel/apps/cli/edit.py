@@ -25,9 +25,9 @@ def undo(
     The video file changes when `onereel resume DIR` makes the rest again, or `onereel redo`,
     `extend` or `branch` something else.
     """
-    from onereel.runs import edit
+    from onereel.runs.run import Run
 
-    kept = edit.undo(folder, to)
+    kept = Run(folder).undo(to)
     typer.echo(f"{folder}: {kept:g} s are kept", err=True)
 
 
@@ -46,9 +46,9 @@ def redo(
 
     What lies before stays as it is, to the bit. Whole chunks are made again.
     """
-    from onereel.runs import edit
+    from onereel.runs.run import Run
 
-    kept = edit.redo(folder, start, prompt=prompt, seed=seed)
+    kept = Run(folder).redo(start, prompt=prompt, seed=seed)
     _go_on(folder, f"{kept:g} s are kept", hold=hold, quiet=quiet)
 
 
@@ -61,9 +61,9 @@ def extend(
     quiet: _Quiet = False,
 ) -> None:
     """Make a kept render longer; what there is stays as it is, to the bit."""
-    from onereel.runs import edit
+    from onereel.runs.run import Run
 
-    length = edit.extend(folder, seconds, prompt=prompt)
+    length = Run(folder).extend(seconds, prompt=prompt)
     _go_on(folder, f"{length:g} s in all", hold=hold, quiet=quiet)
 
 
@@ -83,11 +83,12 @@ def branch(
     quiet: _Quiet = False,
 ) -> None:
     """Fork a kept render into a second one; files that both share are linked, not copied."""
-    from onereel.runs import edit
+    from onereel.runs.run import Run
 
     output = output or str(new.with_suffix(".mp4"))
-    shared = edit.branch(folder, new, output=output, seconds=at, prompt=prompt, seed=seed)
-    _go_on(new, f"{shared:g} s are shared with {folder}", hold=hold, quiet=quiet)
+    shared = Run(folder).branch(new, output=output, seconds=at, prompt=prompt, seed=seed)
+    text = f"{shared.state.seconds_kept:g} s are shared with {folder}"
+    _go_on(new, text, hold=hold, quiet=quiet)
 
 
 def steer(
@@ -107,15 +108,15 @@ def steer(
     render that was stopped.
     """
     from onereel.core.errors import ConfigError
-    from onereel.runs import edit
+    from onereel.runs.run import Run
 
     asked = [name for name, on in (("pause", pause), ("continue", go_on), ("stop", stop)) if on]
     if len(asked) + (prompt is not None) != 1:
         raise ConfigError("steer", expected="a prompt, --pause, --continue or --stop, one of them")
     if prompt is not None:
-        edit.steer(folder, prompt, seconds=at)
+        Run(folder).steer(prompt, seconds=at)
     else:
-        edit.control(folder, asked[0])
+        Run(folder).control(asked[0])
     typer.echo(f"{folder}: asked; it is looked at after every chunk", err=True)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onereel import __version__
+from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.progress import QuietListener, format_seconds, make_listener
 from onereel.core.errors import ConfigError
 from onereel.pipelines.timeline import read_timeline
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from onereel.pipelines.prepare import RunPlan
     from onereel.pipelines.record import Repeat
     from onereel.pipelines.run import RunResult
-    from onereel.runs.render import RunKeeper
 
 MODES = {"t2v": "text to video", "i2v": "image to video", "v2v": "video to video"}
 _OFFICIAL = {  # official name: ours
@@ -114,6 +114,9 @@ def generate(
     no_run: Annotated[
         bool, typer.Option("--no-run", help="Keep nothing but the video; no resuming.")
     ] = False,
+    latents_only: Annotated[
+        bool, typer.Option("--latents-only", help="Decode later: `onereel decode OUT.run`.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk on stderr.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -137,7 +140,11 @@ def generate(
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     show = {name: flags.pop(name) for name in ("plan", "quiet", "as_json")}
-    keep = _Keep(folder=flags.pop("run", None), off=flags.pop("no_run"))
+    keep = _Keep(
+        folder=flags.pop("run", None),
+        off=flags.pop("no_run"),
+        latents_only=flags.pop("latents_only"),
+    )
     listener = make_listener(quiet=show["quiet"])
     listener.say(f"onereel {__version__}: checking what is asked for")
     flags = translate(flags)
@@ -254,6 +261,7 @@ def _go(
     # Imported late: these bring torch, and the first line is on the screen by now.
     from onereel.pipelines.prepare import prepare
     from onereel.pipelines.run import run
+    from onereel.runs.run import Run
 
     plan = prepare(wishes, output)
     if repeat is not None:
@@ -265,8 +273,15 @@ def _go(
         return
     listener.say(_summary(plan))
     expected = None if repeat is None else repeat.expected_hash(changes)
-    with keep.keeper(plan, listener) as keeper:
-        result = run(plan, listener, expected_hash=expected, keeper=keeper)
+    folder = keep.choose(plan)
+    if folder is None:
+        result = run(plan, listener, expected_hash=expected)
+    else:
+        kept = Run.of_plan(
+            plan, folder, latents_only=keep.latents_only, listener=listener, expected_hash=expected
+        )
+        with steering_keys(folder, listener):
+            result = kept.finish()
     report(result, listener, as_json=show["as_json"])
 
 
@@ -286,6 +301,8 @@ def report(result: RunResult, listener: QuietListener, *, as_json: bool) -> None
         f"done: {result.seconds:.2f} s of video in {format_seconds(result.elapsed_s)}, "
         f"{speed:.3g} s per s of video"
     )
+    if Path(result.path).is_dir():
+        listener.say(f"latents only: `onereel decode {result.path}` makes the video")
     if as_json:
         values = dataclasses.asdict(result)
         print(json.dumps({**values, "speed": speed}, ensure_ascii=False))
@@ -299,21 +316,23 @@ class _Keep:
 
     folder: str | None
     off: bool
+    latents_only: bool
 
     def __post_init__(self) -> None:
         if self.off and self.folder is not None:
             raise ConfigError("--run and --no-run", expected="one of them", got="both")
+        if self.off and self.latents_only:
+            raise ConfigError("--latents-only and --no-run", hint="nothing would be left")
 
-    def keeper(
-        self, plan: RunPlan, listener: QuietListener
-    ) -> contextlib.AbstractContextManager[RunKeeper | None]:
-        """Check the place; nothing is written yet."""
-        from onereel.runs.render import RunKeeper, default_folder
+    def choose(self, plan: RunPlan) -> Path | None:
+        """Choose the folder; None keeps nothing."""
+        from onereel.runs.render import default_folder
 
         if self.off or (self.folder is None and plan.output == "-"):
-            return contextlib.nullcontext()
-        path = default_folder(plan.output) if self.folder is None else Path(self.folder)
-        return RunKeeper(path, plan, say=listener.say)
+            if self.latents_only:
+                raise ConfigError("--latents-only and -o -", hint="name the folder with --run")
+            return None
+        return default_folder(plan.output) if self.folder is None else Path(self.folder)
 
 
 def _wishes(changes: dict[str, Any], like: str | None) -> tuple[RunWishes, Repeat | None]:

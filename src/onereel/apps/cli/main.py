@@ -30,6 +30,7 @@ COMMANDS = {
     "steer": ("onereel.apps.cli.edit:steer", "Change a render while it runs; pause or stop it."),
     "extend": ("onereel.apps.cli.edit:extend", "Make a kept render longer."),
     "branch": ("onereel.apps.cli.edit:branch", "Fork a kept render into a second one."),
+    "decode": ("onereel.apps.cli.runs:decode", "Make the video from the latents of a render."),
     "plan": ("onereel.apps.cli.plan:app", "Say what a run will take, before anything is loaded."),
     "models": ("onereel.apps.cli.models:app", "List, inspect, verify and convert checkpoints."),
     "evaluate": ("onereel.apps.cli.evaluate:app", "Measure a model or videos, and report."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,6 +137,40 @@ def convert(
         max_shard_gb=max_shard_gb,
     )
     print(json.dumps({"model": str(written)}) if json_ else written)
+
+
+@app.command()
+def previews(
+    model: Annotated[str, typer.Argument(help="Shipped name or folder; its VAE's config changes.")],
+    video: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Fit on this video; repeatable.")
+    ] = None,
+) -> None:
+    """Fit the colours in which a render shows its latents before they are decoded.
+
+    Without --video they are fitted on Toybox clips of the checkpoint's own size.
+    """
+    from onereel.runtime.layout import read_sampling
+    from onereel.runtime.previews import fit_previews
+    from onereel.runtime.source import resolve_model
+
+    source = resolve_model(model)
+    sampling = read_sampling(source)
+    size = (int(sampling.get("height", 256)), int(sampling.get("width", 256)))
+    print(fit_previews(source, list(_preview_clips(video, size))))
+
+
+def _preview_clips(paths: list[Path] | None, size: tuple[int, int]) -> Iterator[Any]:
+    """Read or render clips of one chunk's length."""
+    from onereel.media import read_video
+    from onereel.world import sample_clip
+
+    height, width = size
+    for path in paths or ():
+        yield read_video(path, height=height, width=width, num_frames=24)
+    if not paths:
+        for seed in range(64):
+            yield sample_clip(seed, num_frames=24, height=height, width=width).video
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.plan import size_text
 from onereel.apps.cli.progress import make_listener
 from onereel.core.errors import ConfigError, OneReelError
@@ -40,9 +41,38 @@ def resume(
 
     listener = make_listener(quiet=quiet)
     with warnings_told(listener), stoppable(listener):
-        from onereel.runs.render import resume as go_on
+        from onereel.runs.run import Run
 
-        report(go_on(folder, listener, output=output), listener, as_json=json_)
+        with steering_keys(folder, listener):
+            result = Run(folder, listener=listener).finish(output=output)
+        report(result, listener, as_json=json_)
+
+
+def decode(
+    folder: _Folder,
+    *,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT.mp4", help="Another file to write.")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Tiles of the VAE; smaller take less.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No talk on stderr.")] = False,
+    json_: _Json = False,
+) -> None:
+    """Make the video from the latents that a run keeps, on this or another machine.
+
+    Only the VAE is loaded. When memory runs out it goes on in smaller tiles; the latents stay.
+    """
+    from onereel.apps.cli.generate import report, stoppable, warnings_told
+
+    listener = make_listener(quiet=quiet)
+    with warnings_told(listener), stoppable(listener):
+        from onereel.runs.run import Run
+
+        run = Run(folder, listener=listener)
+        report(run.decode(output=output, tile=tile, device=device), listener, as_json=json_)
 
 
 @app.command("list")
@@ -80,11 +110,11 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     manifest, record, chunks = folder.manifest, folder.manifest.record, folder.chunks
     return {
         "path": str(folder.path),
-        "state": "finished" if folder.is_finished else "unfinished",
+        "state": folder.state,
         "output": str(folder.output),
         "chunks": len(chunks),
-        "num_chunks": manifest.num_chunks - manifest.num_given_chunks,
-        "num_frames": record["num_frames"],
+        "num_chunks": folder.num_chunks - manifest.num_given_chunks,
+        "num_frames": folder.num_frames,
         "fps": record["fps"],
         "seed": record["seed"],
         "prompt": record["prompt"] or "; ".join(record["timeline"]),

@@ -59,6 +59,8 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         double_z: whether the encoder also gives log-variances.
         conv_last_layer: must be True.
         in_channels: image channels.
+        latent_rgb_factors: [z_dim][3], colours of normalised latents for previews, or None.
+        latent_rgb_bias: [3], what is added to them.
 
     Raises:
         ConfigError: values contradict each other.
@@ -93,6 +95,8 @@ class AutoencoderKLMagi1(ModelMixin, AutoencoderMixin, ConfigMixin):
         double_z: bool = True,
         conv_last_layer: bool = True,
         in_channels: int = 3,
+        latent_rgb_factors: Sequence[Sequence[float]] | None = None,
+        latent_rgb_bias: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         q, p = _check_config(self.config)
