@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,3 +243,42 @@ def test_killed_before_its_first_line_a_run_leaves_its_name_free(
             generate(*LONG)
     assert not Path("a.run").exists()
     assert generate(*LONG, "--run", "a.run")[0] == 0 and RunFolder(Path("a.run")).is_finished
+
+
+@pytest.mark.parametrize("file", ["a.run/manifest.json", "a.run/chunks", "a.mp4"])
+def test_a_disk_that_is_full_at_some_file(generate: Any, unbroken: Any, file: str) -> None:
+    words = (*LONG, "--size", "64x48")  # so that chunks are larger than the manifest
+    whole = unbroken(*words)
+    path = Path(file.replace("a.", "whole."))
+    limit = min(f.stat().st_size for f in (path.iterdir() if path.is_dir() else [path])) - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        code, _, err = generate(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 4 and "disk" in err
+    begun = Path("a.run").exists()
+    assert begun == (file == "a.mp4")  # without a chunk there is nothing to go on with
+    assert (main(["resume", "a.run"]) if begun else generate(*words)[0]) == 0
+    assert np.array_equal(decode(Path("a.mp4")), whole)
+    assert same_latents(Path("a.run"), Path("whole.run"))
+
+
+@pytest.mark.parametrize("append", [2, 3])
+def test_a_disk_that_is_full_at_the_journal(
+    generate: Any, unbroken: Any, monkeypatch: pytest.MonkeyPatch, append: int
+) -> None:
+    whole, real, calls = unbroken(), os.fsync, iter(range(1, 99))
+
+    def full(handle: int) -> None:
+        if next(calls) == append:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.runs.journal.os", SimpleNamespace(fsync=full))
+        assert generate(*LONG)[0] == 4
+    assert main(["resume", "a.run"]) == 0
+    assert np.array_equal(decode(Path("a.mp4")), whole)
+    assert same_latents(Path("a.run"), Path("whole.run"))

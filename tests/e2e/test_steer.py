@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 from clips import decode
 
 from onereel.apps.cli.main import main
+from onereel.apps.cli.progress import TerminalListener
 from onereel.media import read_metadata
 from onereel.pipelines import run as run_module
 from onereel.runs.folder import RunFolder
@@ -91,6 +94,30 @@ def test_pause_continue_and_stop(generate: Any, during: Any) -> None:
     during(99, lambda: None)
     assert main(["resume", "a.run"]) == 0
     assert np.array_equal(decode(Path("a.mp4")), whole)
+
+
+def test_keys_of_the_terminal(generate: Any, during: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    stdin = os.fdopen(slave, "rb", buffering=0)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr("onereel.apps.cli.generate.make_listener", lambda quiet: TerminalListener())
+
+    def press(keys: str, requests: int) -> None:
+        os.write(master, keys.encode())
+        end = time.monotonic() + 20
+        while len(list(Path("a.run/requests").glob("*.json"))) < requests:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    during(1, lambda: press(f"sgone\x1bs{BLUE}?\x7f\r", 1))
+    code, _, err = generate(*WORDS)
+    assert code == 0 and "keys: s steers" in err and f"from 4 s on: {BLUE}\n" in err
+    assert RunFolder(Path("a.run")).settings["edits"] == [[4, "prompt", BLUE]]
+    during(2, lambda: press("pxpq", 3))
+    code, _, err = generate(*WORDS)
+    assert code == 130 and "paused" in err and "going on" in err and "48 frames) are safe" in err
+    stdin.close()
+    os.close(master)
 
 
 def test_bad_steering(generate: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import select
@@ -48,6 +49,8 @@ class _Keys:
         self.folder, self.listener, self.stream = folder, listener, stream
         self.ended = threading.Event()
         self.paused = False
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="ignore").decode
+        self._waiting = ""
 
     @contextlib.contextmanager
     def raw(self) -> Iterator[None]:
@@ -72,8 +75,11 @@ class _Keys:
                 self.listener.say(f"{error}")
 
     def _key(self) -> str:
-        ready, _, _ = select.select([self.stream], [], [], _POLL_S)
-        return os.read(self.stream.fileno(), 4).decode(errors="ignore") if ready else ""
+        """Return the next key; nothing when none came for a while."""
+        if not self._waiting and select.select([self.stream], [], [], _POLL_S)[0]:
+            self._waiting = self._decode(os.read(self.stream.fileno(), 4096))
+        key, self._waiting = self._waiting[:1], self._waiting[1:]
+        return key
 
     def _obey(self, key: str) -> None:
         from onereel.runs import edit
@@ -96,9 +102,9 @@ class _Keys:
         text = ""
         while not self.ended.is_set():
             self.listener.typed(f"new prompt: {text}_")
-            for key in self._key():
-                if key in "\r\n\x1b":
-                    self.listener.typed("")
-                    return "" if key == "\x1b" else text.strip()
-                text = text[:-1] if key in "\x7f\b" else text + key
+            key = self._key()
+            if key and key in "\r\n\x1b":
+                self.listener.typed("")
+                return "" if key == "\x1b" else text.strip()
+            text = text[:-1] if key and key in "\x7f\b" else text + key
         return ""
