@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,12 @@ def test_edits(wishes: dict[str, Any]) -> None:
 def test_nothing_to_open() -> None:
     with pytest.raises(MediaError, match="holds no run"):
         Run("nowhere")
+
+
+def test_the_documented_example(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text("utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    assert example.count("seed=1, ") == 1
+    exec(example.replace("seed=1, ", f"seed=1, model={str(tiny_checkpoint)!r}, "), {})
+    assert "name='finished'" in capsys.readouterr().out
+    assert Run("other.run").state.seconds == 6 and Path("other.mp4").is_file()

@@ -10,6 +10,8 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `magic141.py`, `magic_sampling.py` | Magic 1-For-1: its pipeline, its stream of segments |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
 | `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
+| `watch.py`, `previews.py` | how far it is, what it will look like |
+| `keeping.py`, `decoding.py` | chunks that outlast a process, decoding when memory is short |
 
 From Python, a run is `run(prepare(RunWishes(prompt="..."), "out.mp4"), listener)`: `prepare` checks
 everything before a model is loaded, `run` loads, samples and writes chunk by chunk.
