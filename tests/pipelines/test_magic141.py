@@ -16,7 +16,9 @@ from onereel.models.magic_dit.presets import config_from_official
 from onereel.models.magic_vae.model import encode_latent
 from onereel.models.magic_vae.weights import config_from_official as vae_config_from_official
 from onereel.pipelines.magic141 import Magic141ImageToVideoPipeline
+from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.pipelines.magic_sampling import MagicSampleConfig
+from onereel.pipelines.picture_sources import SourcePicture
 from onereel.samplers.flow_match import official_noise
 
 PROMPT = "a red disc"
@@ -255,3 +257,56 @@ def test_a_saved_pipeline_is_the_same(pipe: Any, tmp_path: Path) -> None:
     loaded.set_progress_bar_config(disable=True)
     assert loaded.sampling == pipe.sampling
     assert torch.equal(latent(loaded), latent(pipe))
+
+
+@pytest.fixture(scope="module")
+def text_pipe(pipe: Any) -> Any:
+    pipeline = Magic141Pipeline(**pipe.components, sampling=SAMPLING)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_text_to_video_is_a_picture_and_its_video(pipe: Any, text_pipe: Any) -> None:
+    made = text_pipe(PROMPT, generator=seeded(), output_type="latent", **SIZE)
+    assert made.frames.shape == (1, 16, 3, 4, 6) and "at one frame" in made.origins[0]
+    (image,) = made.images
+    assert image.size == (48, 32) and np.asarray(image).std() > 1
+    again = text_pipe(PROMPT, generator=seeded(), output_type="latent", image=image, **SIZE)
+    assert torch.equal(again.frames, made.frames) and again.origins == ["the given picture"]
+    other = text_pipe("a blue ring", generator=seeded(), output_type="latent", **SIZE)
+    assert other.images[0].tobytes() != image.tobytes()
+    blue = PIL.Image.new("RGB", (60, 40), (0, 0, 255))
+    swapped = text_pipe(PROMPT, generator=seeded(), output_type="latent", image=blue, **SIZE)
+    assert not torch.equal(swapped.frames, made.frames)
+
+
+def test_text_to_video_takes_any_source(text_pipe: Any) -> None:
+    asked = []
+
+    def source(prompt: str, *, height: int, width: int, seed: int) -> SourcePicture:
+        asked.append((prompt, height, width, seed))
+        return SourcePicture(np.full((40, 60, 3), len(asked), np.uint8), f"picture {len(asked)}")
+
+    made = text_pipe([PROMPT, "a ring"], num_videos_per_prompt=2, source=source, **SIZE)
+    assert made.frames.shape == (4, 9, 32, 48, 3)
+    assert made.origins == [f"picture {i}" for i in (1, 2, 3, 4)]
+    assert [a[0] for a in asked] == [PROMPT, PROMPT, "a ring", "a ring"]
+    assert len({a[3] for a in asked}) == 4 and asked[0][1:3] == (32, 48)
+    frames, images, origins = text_pipe(
+        PROMPT, source=source, return_dict=False, output_type="pil", **SIZE
+    )
+    assert len(frames[0]) == 9 and images[0].size == (60, 40) and origins == ["picture 5"]
+    text_pipe.source = source
+    assert text_pipe(PROMPT, **SIZE).origins == ["picture 6"]
+    text_pipe.source = None
+
+
+def test_text_to_video_refuses(text_pipe: Any) -> None:
+    for options, message in (
+        ({"prompt": ""}, "one or more texts"),
+        ({"image": picture(), "source": lambda *_: None}, "one of them"),
+        ({"latents": torch.zeros(1)}, "Magic141ImageToVideoPipeline"),
+        ({"width": 50}, "multiple of 16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            text_pipe(**{"prompt": PROMPT, **SIZE, **options})

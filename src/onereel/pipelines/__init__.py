@@ -8,6 +8,7 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `sampling.py`, `prompts.py`, `timeline.py` | settings, encoded texts, which prompt holds when |
 | `magi1.py`, `base.py` | the diffusers interface: three pipelines over what they share |
 | `magic141.py`, `magic_sampling.py` | Magic 1-For-1: its pipeline, its stream of segments |
+| `magic141_t2v.py`, `picture_*.py` | text to video by a picture, and where that comes from |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
 | `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
 | `watch.py`, `previews.py` | how far it is, what it will look like |

@@ -11,6 +11,7 @@ import torch
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import chunk_noise
+from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition, image_prior, predict_velocity
 from onereel.models.magic_vae.model import decode_latent, encode_latent
 from onereel.models.text.llava import (
@@ -208,3 +209,46 @@ def _sample_segment(
         noise = invert_noise(backward, noise, reference=reference[:, :, :1])
     velocity = guided(positive, negative, scale=scale)
     return sample_euler(velocity, noise, sigmas=sigmas, on_step=after)
+
+
+def sample_picture(
+    transformer: Any,
+    vae: Any,
+    *,
+    condition: MagicCondition,
+    negative: MagicCondition | None,
+    config: MagicSampleConfig,
+    size: tuple[int, int],
+    seed: int,
+) -> Pixels:
+    """Make one picture: a video of one latent frame whose image prior is empty.
+
+    Args:
+        transformer: the velocity network.
+        vae: the VAE.
+        condition: texts with the prompt, without a picture's tokens.
+        negative: texts with the negative prompt; only read with guidance.
+        config: sampling settings.
+        size: height and width in pixels, multiples of 16.
+        seed: of the noise.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Source: spec/training.md 2, text-to-image as the same network at one frame.
+    """
+    factor, channels = int(vae.config.spatial_compression_ratio), int(vae.config.latent_channels)
+    shape = (1, channels, 1, size[0] // factor, size[1] // factor)
+    noise = chunk_noise(seed, 0, shape=shape).to(vae.device)
+    prior = noise.new_zeros(1, channels + 1, *shape[2:])
+
+    def one(condition: MagicCondition, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return predict_velocity(transformer, x, sigma=sigma, condition=condition, prior=prior)
+
+    against = None if negative is None else partial(one, negative)
+    scale = config.guidance_scale if config.guided else 1.0
+    velocity = guided(partial(one, condition), against, scale=scale)
+    latent = sample_euler(velocity, noise, sigmas=sigma_grid(config.num_steps, shift=config.shift))
+    frame = decode_latent(vae, latent)[0, :, 0].float().clamp(0, 1)
+    pixels: Pixels = (frame * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
