@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ class ToyboxVaeRecipe:
         batch_size: tiles per step.
         reuse: batches in a row that share their clips, each with another second of them.
         crowd: scenes whose objects three of four clips show together; 1 for lawful clips only.
-        short_share: share of batches with 1, 4 or 8 frames instead.
+        short_share: share of batches with `short_frames` instead.
+        short_frames: lengths that these choose from.
+        crop: rows and columns of a random part of the canvas that is trained on; None takes all.
         lr: AdamW's learning rate.
         matrix_lr: Muon's for the blocks' matrices; None gives them to AdamW.
         weight_decay: of matrices.
@@ -73,6 +76,8 @@ class ToyboxVaeRecipe:
     reuse: int = 4
     crowd: int = 5
     short_share: float = 0.15
+    short_frames: tuple[int, ...] = (1, 4, 8)
+    crop: int | None = None
     lr: float = 1.5e-3
     matrix_lr: float | None = 1.5e-3
     weight_decay: float = 0.01
@@ -130,14 +135,21 @@ class VaeBatches:
         rng = np.random.default_rng(derive_seed(recipe.trainer.seed, "vae-batch", index))
         frames = recipe.frames
         if rng.random() < recipe.short_share:
-            frames = int(rng.choice([1, 4, 8]))
+            frames = int(rng.choice(recipe.short_frames))
         group, part = divmod(index, recipe.reuse)
         tiles = []
         for item, video in enumerate(self._group(group)):
             second = (part + item) % recipe.reuse
             start = 24 * second + int(rng.integers(0, 24 - frames + 1))
-            tiles.append(video[start : start + frames])
+            tiles.append(self._cropped(video[start : start + frames], rng))
         return torch.from_numpy(np.stack(tiles))
+
+    def _cropped(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        size = self.recipe.crop
+        if size is None:
+            return video
+        y, x = (int(rng.integers(0, side - size + 1)) for side in video.shape[1:3])
+        return video[:, y : y + size, x : x + size]
 
     def _group(self, group: int) -> list[np.ndarray]:
         """Render the clips that `reuse` batches in a row share, one second each."""
@@ -323,14 +335,12 @@ class VaeMethod(Method):
     """
 
     splits = True
+    decode_options: Mapping[str, Any] = MappingProxyType({"as_image": False})
 
     def __init__(self, recipe: ToyboxVaeRecipe) -> None:
         torch.manual_seed(derive_seed(recipe.trainer.seed, "vae-init"))
         self.recipe = recipe
-        self.vae = AutoencoderKLMagi1(**VAE_PRESETS[recipe.preset])
-        pass_colours_through(self.vae.decoder.conv_out)
-        # Four times faster on a CPU, forward and backward; the numbers are the same.
-        self.vae.decoder.conv_out.to(memory_format=torch.channels_last_3d)
+        self.vae: Any = self.make_vae()
         self.networks = {"vae": self.vae}
         self.ema_names = ("vae",)
         self.optimizers = build_optimizers(
@@ -340,6 +350,18 @@ class VaeMethod(Method):
             weight_decay=recipe.weight_decay,
             name="vae",
         )
+
+    def make_vae(self) -> nn.Module:
+        """Make the network that is trained."""
+        vae = AutoencoderKLMagi1(**VAE_PRESETS[self.recipe.preset])
+        pass_colours_through(vae.decoder.conv_out)
+        # Four times faster on a CPU, forward and backward; the numbers are the same.
+        vae.decoder.conv_out.to(memory_format=torch.channels_last_3d)
+        return vae
+
+    def as_input(self, frames: Tensor) -> Tensor:
+        """Make the VAE's input [B, 3, F, H, W] of stored frames, uint8 [B, F, H, W, 3]."""
+        return as_tiles(frames)
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Reconstruct a batch from a posterior sample.
@@ -352,7 +374,7 @@ class VaeMethod(Method):
             `loss` and its parts.
         """
         recipe = self.recipe
-        whole = as_tiles(batch)
+        whole = self.as_input(batch)
         rows = self.part.rows(len(whole))
         # Their mean is 1 over the whole batch, of which this may be a part.
         weights = pixel_weights(
@@ -363,7 +385,8 @@ class VaeMethod(Method):
         generator = step_generator(recipe.trainer.seed, step, tag="posterior")
         noise = torch.randn((len(whole), *mean.shape[1:]), generator=generator)[rows].to(mean)
         latent = mean + std * noise
-        output = through(self.vae, lambda vae: vae.decode(latent, as_image=False).sample).float()
+        decode = functools.partial(_decode, latent=latent, options=self.decode_options)
+        output = through(self.vae, decode).float()
         error = output - video
         terms = {
             "l1": (error.abs() * weights).mean(),
@@ -474,17 +497,23 @@ class VaeMethod(Method):
     def _reconstructed(self, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (video, reconstruction) in small batches, [B, 3, F, H, W], pixels clamped."""
         for part in torch.split(tiles, 16):
-            video = as_tiles(part).to(self.vae.device)
-            yield video, through(self.vae, functools.partial(_round_trip, video=video))
+            video = self.as_input(part).to(self.vae.device)
+            run = functools.partial(_round_trip, video=video, options=self.decode_options)
+            yield video, through(self.vae, run)
 
 
-def _posterior(vae: AutoencoderKLMagi1, video: Tensor) -> tuple[Tensor, Tensor]:
+def _posterior(vae: Any, video: Tensor) -> tuple[Tensor, Tensor]:
     """Encode a video to the mean and the deviation of its latent, float32."""
     posterior = vae.encode(video).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
-def _round_trip(vae: AutoencoderKLMagi1, *, video: Tensor) -> Tensor:
+def _decode(vae: Any, *, latent: Tensor, options: Mapping[str, Any]) -> Tensor:
+    video: Tensor = vae.decode(latent, **options).sample
+    return video
+
+
+def _round_trip(vae: Any, *, video: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Encode and decode a video, with its pixels clamped."""
     latent = vae.encode(video).latent_dist.mode()
-    return vae.decode(latent, as_image=False).sample.float().clamp(-1, 1)
+    return _decode(vae, latent=latent, options=options).float().clamp(-1, 1)
