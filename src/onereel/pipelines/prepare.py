@@ -24,6 +24,7 @@ from onereel.pipelines.wishes import RunWishes, check_wishes, flag, output_path
 from onereel.runtime.estimate import Estimate, Job, check_fits, estimate_job
 from onereel.runtime.layout import read_sampling, vae_part
 from onereel.runtime.load import default_dtype
+from onereel.runtime.quantize import DYNAMIC, check_level
 from onereel.runtime.shards import read_header
 from onereel.runtime.source import ModelSource, resolve_model
 from onereel.runtime.verify import Parts, model_parts
@@ -105,7 +106,8 @@ class RunPlan:
             num_steps=request.config.num_steps,
             prefix_frames=self.given_frames,
         )
-        return estimate_job(self.source, job, dtype=self.dtype, device=self.device)
+        level = self.settings.quantize
+        return estimate_job(self.source, job, dtype=self.dtype, device=self.device, level=level)
 
 
 def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
@@ -129,6 +131,8 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     check_files(wishes, output)
     source = resolve_model(wishes.model)
     parts = model_parts(source)
+    if wishes.quantize is not None:
+        check_quantize(wishes, parts)
     wishes = fill_wishes(wishes, {**_FALLBACK, **parts.sampling})
     output = output_path(wishes, output, seed=_known(wishes.seed))
     size = estimate_bytes(
@@ -219,6 +223,29 @@ def _plan(
         frames_per_chunk=frames,
         inputs=describe_inputs(wishes),
     )
+
+
+def check_quantize(wishes: RunWishes, parts: Parts) -> None:
+    """Refuse a level that is unknown, or that the weights or other wishes do not allow.
+
+    Args:
+        wishes: with a level.
+        parts: headers of the checkpoint.
+
+    Raises:
+        ConfigError: the level does not fit.
+        BackendUnavailable: it needs a package that is not installed.
+    """
+    assert wishes.quantize is not None and parts.transformer is not None
+    check_level(wishes.quantize)
+    stored = parts.transformer.quantization
+    if stored not in (None, wishes.quantize):
+        raise ConfigError(
+            f"--quantize {wishes.quantize}", expected=f"{stored}, in which the weights are stored",
+            hint="leave it out, or take the checkpoint with whole weights",
+        )  # fmt: skip
+    if wishes.loras and wishes.quantize == DYNAMIC:
+        raise ConfigError(f"--quantize {DYNAMIC} and --lora", hint="use --quantize int8")
 
 
 def _known(value: int | None) -> int:

@@ -166,8 +166,9 @@ def _load(plan: RunPlan) -> Components:
     text_device = plan.device if plan.settings.offload else None
     with no_foreign_bars():
         return load_components(
-            plan.source, device=device, dtype=plan.dtype, text_device=text_device
-        )
+            plan.source, device=device, dtype=plan.dtype, text_device=text_device,
+            level=plan.settings.quantize,
+        )  # fmt: skip
 
 
 def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
@@ -204,7 +205,8 @@ def _encode_later(plan: RunPlan, parts: MagiParts, text: str) -> torch.Tensor:
     """Encode a prompt that comes while the video is made; the encoder is loaded for it."""
     device = plan.device if plan.settings.offload else text_device_of(plan.source, plan.device)
     with no_foreign_bars():
-        loaded = load_text(plan.source, model_parts(plan.source), dtype=plan.dtype, device=device)
+        parts_on_disk, level = model_parts(plan.source), plan.settings.quantize
+        loaded = load_text(plan.source, parts_on_disk, dtype=plan.dtype, device=device, level=level)
     return _encode(text, *loaded, limit=int(parts.transformer.config.caption_max_length))
 
 

@@ -59,6 +59,7 @@ class RunWishes:
         keep_prefix: put them in front of the new frames.
         official_compat: reproduce the official code's lengths, tiles and roundings.
         offload: keep on the device only what is working.
+        quantize: level to which weights are rounded as they are loaded, see `runtime/quantize.py`.
         edits: changes made to a kept run: the generated chunk, counted from 0, from which on one
             holds, `prompt` or `seed`, and its value.
     """
@@ -92,6 +93,7 @@ class RunWishes:
     keep_prefix: bool | None = None
     official_compat: bool = False
     offload: bool = False
+    quantize: str | None = None
     edits: tuple[Edit, ...] = ()
 
     @classmethod

@@ -6,6 +6,7 @@ get the dtype of the bias beside them whenever that loses nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from onereel.models.text.special_tokens import SpecialTokens
 from onereel.runtime.layout import CONFIG, ModelPart, keeps_fp32, key_map_arguments
 from onereel.runtime.load import stored_dtype
 from onereel.runtime.official_config import official_json, official_vae_json
+from onereel.runtime.quantize import QUANTIZATION, STORED, check_level, packed_tensors
 from onereel.runtime.source import MODEL_INDEX, ModelSource
 from onereel.runtime.verify import Parts, model_parts
 
@@ -52,6 +54,7 @@ def convert(
     to: Literal["folder", "official"] = "folder",
     dtype: torch.dtype | None = None,
     max_shard_gb: float = 5.0,
+    level: str | None = None,
 ) -> Path:
     """Write a checkpoint in the other layout, or in the same one with another dtype or shards.
 
@@ -62,6 +65,7 @@ def convert(
         dtype: of the transformer's and the VAE's matrices; float8 weights, scales and the parts
             that compute in float32 keep theirs. None keeps all.
         max_shard_gb: size from which weights are split over files, in 10^9 bytes.
+        level: of `quantize.py`, to which the transformer's weights are rounded; our layout only.
 
     Returns:
         What to pass to `resolve_model`: the folder, or the JSON config inside it.
@@ -77,13 +81,14 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists already", hint="choose a new or empty folder")
     parts = model_parts(source)
+    _check_level(parts, to=to, level=level)
     staging = out.absolute().with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     write = _write_folder if to == "folder" else _write_official
     try:
         _check_disk(parts, staging)
-        result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9)))
+        result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9), level))
         if out.exists():
             out.rmdir()
         staging.rename(out.absolute())
@@ -108,8 +113,24 @@ def _check_disk(parts: Parts, folder: Path) -> None:
 class _Options:
     """What every weight file is written with."""
 
-    def __init__(self, dtype: torch.dtype | None, max_bytes: int) -> None:
-        self.dtype, self.max_bytes = dtype, max_bytes
+    def __init__(self, dtype: torch.dtype | None, max_bytes: int, level: str | None) -> None:
+        self.dtype, self.max_bytes, self.level = dtype, max_bytes, level
+
+
+def _check_level(parts: Parts, *, to: str, level: str | None) -> None:
+    """Refuse levels that files cannot hold, and a layout that has no place for them."""
+    assert parts.transformer is not None
+    stored = parts.transformer.quantization
+    if level is not None and level not in STORED:
+        check_level(level)
+        raise ConfigError(
+            "--quantize", expected=f"one of {', '.join(STORED)}", got=level,
+            hint="give this one to `onereel generate`",
+        )  # fmt: skip
+    if (level or stored) and to == "official":
+        raise ConfigError("--to official", expected="whole weights", got=level or stored)
+    if level is not None and stored not in (None, level):
+        raise ConfigError("--quantize", expected=f"{stored}, as they are stored", got=level)
 
 
 def _write_folder(source: ModelSource, parts: Parts, out: Path, options: _Options) -> str:
@@ -119,9 +140,14 @@ def _write_folder(source: ModelSource, parts: Parts, out: Path, options: _Option
     for label, part in (("transformer", parts.transformer), ("vae", parts.vae)):
         assert part is not None
         folder = out / label
-        _write_part(part, folder, "diffusion_pytorch_model", options=options)
+        level = part.quantization or (options.level if label == "transformer" else None)
+        _write_part(part, folder, "diffusion_pytorch_model", options=options, level=level)
         model: Any = part.build()
         model.save_config(folder)
+        if level is not None:
+            path = folder / CONFIG
+            config = {**json.loads(path.read_text("utf-8")), QUANTIZATION: level}
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _copy_text(source, out / "text_encoder", out / "tokenizer")
     index = {
         "_diffusers_version": diffusers.__version__,
@@ -177,12 +203,21 @@ def _copy_tokens(parts: Parts, out: Path) -> None:
 
 
 def _write_part(
-    part: ModelPart, folder: Path, stem: str, *, options: _Options, official: bool = False
+    part: ModelPart,
+    folder: Path,
+    stem: str,
+    *,
+    options: _Options,
+    official: bool = False,
+    level: str | None = None,
 ) -> None:
     """Convert and write one model's weights."""
+    model = dataclasses.replace(part, quantization=level).build()
 
     def converted(items: Iterable[Named]) -> Iterator[Named]:
         ours = _ours(part, items, options.dtype)
+        if level is not None and part.quantization is None:
+            ours = packed_tensors(model, ours)
         return to_official(part, ours) if official else ours
 
     planned = [(name, tensor.nbytes) for name, tensor in converted(part.tensors.meta().items())]
@@ -197,6 +232,7 @@ def _ours(part: ModelPart, items: Iterable[Named], dtype: torch.dtype | None) ->
     for stored, value in items:
         for name, tensor in part.to_ours({stored: value}).items():
             plain = tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+            plain = plain and not (part.quantization and name.endswith(".scale"))
             if dtype is not None and plain and not keeps_fp32(part.model_class, name):
                 tensor = tensor.to(dtype)
             yield name, tensor

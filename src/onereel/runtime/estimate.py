@@ -21,7 +21,14 @@ from onereel.models.magi_vae.tiling import TileConfig
 from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
 from onereel.runtime.layout import sample_config
 from onereel.runtime.machine import available_bytes, measure_norm_seconds, measure_tflops
-from onereel.runtime.shapes import ModelShapes, Shaped, meta_vae, read_shapes, weight_bytes
+from onereel.runtime.shapes import (
+    ModelShapes,
+    Shaped,
+    largest_matrix,
+    meta_vae,
+    read_shapes,
+    weight_bytes,
+)
 from onereel.samplers.plan import ChunkSampleConfig
 
 # Where only the speed of matrix products is known: the share of it that a whole step reaches.
@@ -207,6 +214,7 @@ def estimate_job(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     tflops: float | None = None,
+    level: str | None = None,
 ) -> Estimate:
     """Estimate any video; see `estimate`.
 
@@ -216,6 +224,7 @@ def estimate_job(
         dtype: of the transformer and the VAE; None means bfloat16.
         device: where they would run.
         tflops: speed of matrix products, 10^12 per second; None measures it when it is needed.
+        level: of `quantize.py`, to which transformer and text encoder are rounded.
 
     Returns:
         The estimate.
@@ -229,7 +238,8 @@ def estimate_job(
     job, config = _fill(job, shapes)
     assert job.height and job.width and job.num_frames
     on_cpu = device.type == "cpu" or shapes.text_on_cpu
-    weights = weight_bytes(shapes, dtype=dtype, text_dtype=_FP32 if on_cpu else dtype)
+    text_dtype = _FP32 if on_cpu else dtype
+    weights = weight_bytes(shapes, dtype=dtype, text_dtype=text_dtype, level=level)
     transformer, vae = _costs(shapes, job, config, dtype)
     num_chunks, num_given = _chunks(shapes, job, config)
     steps = list(
@@ -243,6 +253,8 @@ def estimate_job(
         "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
         "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
     }
+    if level or shapes.quantization:
+        numbers["step_bytes"] += largest_matrix(shapes) * dtype.itemsize
     return Estimate(
         height=job.height,
         width=job.width,
@@ -413,7 +425,9 @@ def check_fits(found: Estimate, *, in_turn: bool = False) -> None:
         small = [max(16, int(size * side) // 16 * 16) for size in (found.width, found.height)]
         ways.append(f"make it smaller (--size {small[0]}x{small[1]})")
     if max(found.weights.values()) > found.available:
-        ways.append("use a smaller or quantized model")
+        ways.append(
+            "store weights in fewer bits (--quantize int8, or int4), or use a smaller model"
+        )
     raise OutOfMemory(
         f"memory of {found.device}",
         expected=f"{needed / 1e9:.1f} GB free",

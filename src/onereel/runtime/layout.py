@@ -21,6 +21,7 @@ from onereel.models.magi_dit.model import LAYOUT_VERSION, Magi1Transformer3DMode
 from onereel.models.magi_dit.official import OfficialConfig, transformer_kwargs
 from onereel.models.magi_vae import weights as vae_weights
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.runtime.quantize import QUANTIZATION, STORED, quantize
 from onereel.runtime.shards import TensorFolder, open_tensors, read_json
 from onereel.runtime.source import MODEL_INDEX, ModelSource
 from onereel.samplers.plan import ChunkSampleConfig
@@ -47,17 +48,22 @@ class ModelPart:
         config: its arguments.
         tensors: what the files hold.
         official: whether names and values are in the official layout.
+        quantization: level in which the weights are stored, see `quantize.py`; None for whole ones.
     """
 
     model_class: type[nn.Module]
     config: Mapping[str, Any]
     tensors: TensorFolder
     official: bool
+    quantization: str | None = None
 
     def build(self) -> nn.Module:
         """Build the model on the meta device, in evaluation mode."""
         with torch.device("meta"):
-            return self.model_class(**self.config).eval()
+            model = self.model_class(**self.config).eval()
+        if self.quantization is not None:
+            quantize(model, self.quantization)
+        return model
 
     def to_ours(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rename and convert tensors as they are stored to our names.
@@ -136,6 +142,11 @@ def our_part(folder: Path) -> ModelPart:
         known = ", ".join((*CLASSES, OFFICIAL_VAE_CLASS))
         raise CheckpointError(f"{path}: _class_name", expected=f"one of {known}", got=name)
     given = {key: value for key, value in config.items() if not key.startswith("_")}
+    level = given.pop(QUANTIZATION, None)
+    if level is not None and level not in STORED:
+        raise CheckpointError(
+            f"{path}: {QUANTIZATION}", expected=f"one of {', '.join(STORED)}", got=level
+        )
     tensors = open_tensors(folder)
     if CLASSES[name] is Magi1Transformer3DModel:
         _refuse_foreign_conversion(path, given, tensors)
@@ -144,6 +155,7 @@ def our_part(folder: Path) -> ModelPart:
         config=complete(CLASSES[name], given, where=str(path)),
         tensors=tensors,
         official=False,
+        quantization=level,
     )
 
 

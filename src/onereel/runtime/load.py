@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import parse_dtype
-from onereel.core.errors import CheckpointError
+from onereel.core.errors import CheckpointError, ConfigError
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.special_tokens import SpecialTokens
 from onereel.runtime.layout import ModelPart, keeps_fp32
+from onereel.runtime.quantize import DYNAMIC, STORED, QuantizedLinear, packed_tensors, quantize
 from onereel.runtime.source import ModelSource
 from onereel.runtime.text_files import load_text_encoder, load_tokenizer
 from onereel.runtime.verify import Parts, hash_parts, model_parts
@@ -72,6 +73,7 @@ def load_components(
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     text_device: torch.device | str | None = None,
+    level: str | None = None,
 ) -> Components:
     """Load all components of a checkpoint.
 
@@ -82,6 +84,7 @@ def load_components(
             float8. None takes `default_dtype`.
         text_device: where the text encoder goes; None takes `device`, or the CPU where an official
             config says so. It is float32 on the CPU and of the same dtype as the rest elsewhere.
+        level: of `quantize.py`, to which the transformer and the text encoder are rounded.
 
     Returns:
         The components, in evaluation mode.
@@ -95,9 +98,9 @@ def load_components(
     assert parts.transformer is not None and parts.vae is not None
     dtype = dtype or default_dtype(source, parts)
     text_device = torch.device(text_device or text_device_of(source, device))
-    tokenizer, text_encoder = load_text(source, parts, dtype=dtype, device=text_device)
+    tokenizer, text_encoder = load_text(source, parts, dtype=dtype, device=text_device, level=level)
     tokens = parts.special_tokens
-    transformer = load_part(parts.transformer, dtype=dtype, device=device)
+    transformer = load_part(parts.transformer, dtype=dtype, device=device, level=level)
     vae = load_part(parts.vae, dtype=dtype, device=device)
     assert isinstance(transformer, Magi1Transformer3DModel) and isinstance(vae, AutoencoderKLMagi1)
     return Components(
@@ -112,7 +115,12 @@ def load_components(
 
 
 def load_text(
-    source: ModelSource, parts: Parts, *, dtype: torch.dtype, device: torch.device
+    source: ModelSource,
+    parts: Parts,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    level: str | None = None,
 ) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
     """Load what encodes prompts.
 
@@ -121,6 +129,7 @@ def load_text(
         parts: its headers.
         dtype: of the weights on a GPU; on the CPU they are float32.
         device: where the encoder goes.
+        level: of `quantize.py`, to which its weights are rounded.
 
     Returns:
         The tokenizer and the encoder.
@@ -128,6 +137,8 @@ def load_text(
     assert parts.text_encoder is not None
     dtype = torch.float32 if device.type == "cpu" else dtype
     encoder = load_text_encoder(parts.text_encoder, dtype=dtype, device=device)
+    if level is not None:
+        quantize(encoder, level)
     return load_tokenizer(source.folder("tokenizer")), encoder
 
 
@@ -186,7 +197,11 @@ def text_device_of(source: ModelSource, device: torch.device) -> torch.device:
 
 
 def load_part(
-    part: ModelPart, *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+    part: ModelPart,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    level: str | None = None,
 ) -> nn.Module:
     """Load the transformer or the VAE.
 
@@ -194,15 +209,27 @@ def load_part(
         part: its headers; names and shapes must have been accounted for.
         dtype: of the weights, see `load_components`; None keeps what is stored.
         device: where to put them.
+        level: of `quantize.py`, to which weights are rounded as they are read; None keeps them.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
         CheckpointError: a tensor is missing or unknown.
+        ConfigError: the weights are stored in another level.
     """
-    model = part.build()
-    assign_tensors(model, part.our_tensors(), dtype=dtype, device=device)
+    if level is not None and part.quantization not in (None, level):
+        raise ConfigError(
+            "--quantize", expected=f"{part.quantization}, in which the weights are stored",
+            got=level, hint="leave it out, or take the checkpoint with whole weights",
+        )  # fmt: skip
+    model, tensors = part.build(), part.our_tensors()
+    if level in STORED and part.quantization is None:
+        quantize(model, str(level))
+        tensors = packed_tensors(model, tensors)
+    assign_tensors(model, tensors, dtype=dtype, device=device)
+    if level == DYNAMIC:
+        quantize(model, level)
     return model
 
 
@@ -231,11 +258,12 @@ def assign_tensors(
         if name not in left:
             raise CheckpointError(f"unexpected tensor '{name}'")
         left.remove(name)
-        value = tensor.to(
-            device, target_dtype(type(model), name, tensor=tensor, dtype=dtype)
-        ).contiguous()
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)
+        wanted_dtype = target_dtype(type(model), name, tensor=tensor, dtype=dtype)
+        if isinstance(owner, QuantizedLinear) and leaf != "bias":
+            wanted_dtype = tensor.dtype
+        value = tensor.to(device, wanted_dtype).contiguous()
         if name in buffers:
             owner.register_buffer(leaf, value)
         else:

@@ -27,9 +27,11 @@ from onereel.runtime.layout import (
     read_sampling,
 )
 from onereel.runtime.load import target_dtype
+from onereel.runtime.quantize import DYNAMIC, QUANTIZATION, quantize, stored_bytes
 from onereel.runtime.shards import read_json
 from onereel.runtime.source import ModelSource
 
+_STORED_AS: Final = {DYNAMIC: "int8"}  # as large, and needs no torchao to be counted
 # What the six released JSON configs ask for where they differ from the sampler's defaults.
 _RELEASED: Final[dict[str, dict[str, Any]]] = {
     "4.5B_base": {"num_steps": 64, "height": 720, "width": 720},
@@ -51,6 +53,7 @@ class ModelShapes:
         text_encoder: config.
         sampling: settings of the checkpoint.
         text_on_cpu: whether the text encoder stays on the CPU.
+        quantization: level in which the transformer's weights are stored, or None.
     """
 
     transformer: Mapping[str, Any]
@@ -58,13 +61,18 @@ class ModelShapes:
     text_encoder: T5Config
     sampling: Mapping[str, Any]
     text_on_cpu: bool = False
+    quantization: str | None = None
 
 
 Shaped = ModelSource | OfficialConfig | ModelShapes | str
 
 
 def weight_bytes(
-    shapes: ModelShapes, *, dtype: torch.dtype, text_dtype: torch.dtype
+    shapes: ModelShapes,
+    *,
+    dtype: torch.dtype,
+    text_dtype: torch.dtype,
+    level: str | None = None,
 ) -> dict[str, int]:
     """Count the bytes of all weights as they are loaded.
 
@@ -72,35 +80,56 @@ def weight_bytes(
         shapes: the configs.
         dtype: of the transformer and the VAE, whose float32 and float8 parts stay so.
         text_dtype: of the text encoder.
+        level: of `quantize.py`, to which transformer and text encoder are rounded.
 
     Returns:
         Bytes per component.
     """
 
-    def loaded(model: nn.Module, dtype: torch.dtype) -> int:
-        return sum(
-            tensor.numel() * target_dtype(type(model), name, tensor=tensor, dtype=dtype).itemsize
-            for name, tensor in model.state_dict().items()
+    def loaded(model: nn.Module, level: str | None) -> int:
+        if level is not None:
+            quantize(model, _STORED_AS.get(level, level))
+        return stored_bytes(
+            model,
+            dtype_of=lambda name, tensor: target_dtype(
+                type(model), name, tensor=tensor, dtype=dtype
+            ),
         )
 
     def transformer(layers: int) -> int:
         values = {**shapes.transformer, "num_layers": layers}
-        return loaded(_meta(Magi1Transformer3DModel, values), dtype)
+        return loaded(_meta(Magi1Transformer3DModel, values), level or shapes.quantization)
 
     def vae(layers: int) -> int:
-        return loaded(_meta(AutoencoderKLMagi1, {**shapes.vae, "num_layers": layers}), dtype)
+        return loaded(_meta(AutoencoderKLMagi1, {**shapes.vae, "num_layers": layers}), None)
 
     def text_encoder(layers: int) -> int:
         config = T5Config(**{**shapes.text_encoder.to_dict(), "num_layers": layers})
         with torch.device("meta"):
-            parameters = T5EncoderModel(config).parameters()  # counts the tied table once
-        return sum(parameter.numel() for parameter in parameters) * text_dtype.itemsize
+            encoder = T5EncoderModel(config)
+        if level is not None:
+            quantize(encoder, _STORED_AS.get(level, level))
+        tied = encoder.shared.weight.numel() * text_dtype.itemsize  # its state names it twice
+        return stored_bytes(encoder, dtype_of=lambda _name, _tensor: text_dtype) - tied
 
     return {
         "transformer": _extrapolated(transformer, shapes.transformer["num_layers"]),
         "vae": _extrapolated(vae, shapes.vae["num_layers"]),
         "text_encoder": _extrapolated(text_encoder, shapes.text_encoder.num_layers),
     }
+
+
+def largest_matrix(shapes: ModelShapes) -> int:
+    """Count the numbers of the transformer's largest matrix, which is restored to be used.
+
+    Args:
+        shapes: the configs.
+
+    Returns:
+        Numbers.
+    """
+    model = _meta(Magi1Transformer3DModel, {**shapes.transformer, "num_layers": 3})
+    return max(tensor.numel() for tensor in model.state_dict().values() if tensor.ndim == 2)
 
 
 def _extrapolated(count: Callable[[int], int], layers: int) -> int:
@@ -156,6 +185,7 @@ def read_shapes(source: Shaped) -> ModelShapes:
         {k: v for k, v in read_json(source.folder(part) / CONFIG).items() if not k.startswith("_")}
         for part in ("transformer", "vae")
     )
+    level = transformer.pop(QUANTIZATION, None)
     return ModelShapes(
         transformer=complete(Magi1Transformer3DModel, transformer, where="transformer"),
         vae=complete(AutoencoderKLMagi1, vae, where="vae"),
@@ -163,6 +193,7 @@ def read_shapes(source: Shaped) -> ModelShapes:
         sampling={
             "distilled": bool(transformer.get("enable_distillation")), **read_sampling(source)
         },
+        quantization=level,
     )  # fmt: skip
 
 

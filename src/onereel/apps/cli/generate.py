@@ -85,6 +85,10 @@ def generate(
     offload: Annotated[
         bool | None, typer.Option("--offload/--no-offload", help="Keep idle networks off the GPU.")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="int8, int4, fp8 or int8-dynamic weights: less memory."),
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(metavar="fit|crop|pad", help="Inputs of another shape.")
     ] = None,

@@ -120,9 +120,12 @@ def convert(
     to: Annotated[str, typer.Option(help="folder (diffusers style) or official.")] = "folder",
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 [as stored].")] = None,
     max_shard_gb: Annotated[float, typer.Option(help="Size of a weight file.")] = 5.0,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="int8, int4 or fp8: the transformer.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write a checkpoint in the other layout; values are kept bit for bit."""
+    """Write a checkpoint in the other layout, bit for bit, or with weights in fewer bits."""
     from onereel.core.device import parse_dtype
     from onereel.runtime.convert import convert as write
     from onereel.runtime.source import resolve_model
@@ -135,6 +138,7 @@ def convert(
         to="official" if to == "official" else "folder",
         dtype=None if dtype is None else parse_dtype(dtype),
         max_shard_gb=max_shard_gb,
+        level=quantize,
     )
     print(json.dumps({"model": str(written)}) if json_ else written)
 

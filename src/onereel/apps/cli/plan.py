@@ -34,6 +34,9 @@ def plan(
     prefix_frames: Annotated[int, typer.Option(help="Given frames (--video).")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    quantize: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="int8, int4, fp8 or int8-dynamic weights.")
+    ] = None,
     tflops: Annotated[
         float | None, typer.Option(help="Speed of matrix products [measured for 0.1 s].")
     ] = None,
@@ -43,6 +46,7 @@ def plan(
     # Imported late: `--help` must not wait for torch.
     from onereel.core.device import parse_dtype, pick_device
     from onereel.runtime.estimate import Job, check_fits, estimate_job
+    from onereel.runtime.quantize import check_level
     from onereel.runtime.shapes import read_shapes
 
     if seconds is not None and num_frames is not None:
@@ -60,8 +64,15 @@ def plan(
         window_size=window,
         prefix_frames=prefix_frames,
     )
+    if quantize is not None:
+        check_level(quantize)
     found = estimate_job(
-        shapes, job, dtype=parse_dtype(dtype), device=pick_device(device), tflops=tflops
+        shapes,
+        job,
+        dtype=parse_dtype(dtype),
+        device=pick_device(device),
+        tflops=tflops,
+        level=quantize,
     )
     print(json.dumps(found.to_dict(), indent=2) if json_ else "\n".join(describe(found)))
     check_fits(found, in_turn=True)

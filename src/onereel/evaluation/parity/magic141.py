@@ -37,7 +37,7 @@ from onereel.models.magic_dit.weights import official_to_ours, ours_to_official
 from onereel.models.magic_vae.model import set_tiles, to_uint8
 from onereel.models.magic_vae.weights import config_from_official as vae_config_from_official
 from onereel.models.text.llava import crop_states, expand_image, select_image_tokens
-from onereel.runtime.int8 import Int8Linear, quantize_int8
+from onereel.runtime.quantize import QuantizedLinear, quantize
 from onereel.samplers.flow_match import loss_weight, sample_euler, sample_sigmas, sigma_grid
 
 Results = Iterator[CaseResult]
@@ -170,13 +170,13 @@ def _quantized(folder: MagicFolder, name: str) -> Results:
         stem = key.removesuffix(".weight")
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         layer.weight.data = weight
-        rounded = Int8Linear(layer)
-        yield compare(f"{name}.{stem}.data", rounded.weight, want=tensors[f"{stem}.data"], atol=0)
+        rounded = QuantizedLinear.of(layer, "int8")
+        yield compare(f"{name}.{stem}.data", rounded.packed, want=tensors[f"{stem}.data"], atol=0)
         scale = tensors[f"{stem}.scale"]
-        yield compare(f"{name}.{stem}.scale", rounded.weight_scale, want=scale, atol=_GRID_ATOL)
+        yield compare(f"{name}.{stem}.scale", rounded.scale, want=scale, atol=_GRID_ATOL)
     if "dit_out" in tensors:
         model = copy.deepcopy(folder.transformer)
-        quantize_int8(model)
+        quantize(model, "int8")
         got = forward(model, folder.case(folder.inputs(name)))
         yield compare(f"{name}.dit_out", got, want=tensors["dit_out"], atol=NETWORK_ATOL)
 
