@@ -302,7 +302,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     check_fits(of(between), in_turn=True)
     with pytest.raises(OutOfMemory, match=r"got \d+\.\d GB\. hint: move components in turn"):
         check_fits(of(between))
-    with pytest.raises(OutOfMemory, match="bfloat16.*--size 896x496.*smaller or quantized"):
+    with pytest.raises(OutOfMemory, match="bfloat16.*--size 896x496.*--quantize int8"):
         check_fits(of(24.0, dtype=torch.float32), in_turn=True)
 
 

@@ -15,16 +15,13 @@ from PIL import Image
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.engine import Part, Trainer
 from onereel.training.memory import measure_steps
+from onereel.training.pixel_losses import edge_error, pixel_weights, psnr, saturation
 from onereel.training.vae import (
     ToyboxVaeRecipe,
     VaeBatches,
     VaeMethod,
     as_tiles,
     crowded_episode,
-    edge_error,
-    pixel_weights,
-    psnr,
-    saturation,
 )
 from onereel.world import render
 

@@ -137,6 +137,7 @@ class TransformerCost:
         chunk_frames: latent frames per chunk.
         latent_size: latent rows and columns.
         itemsize: bytes per number of the model's dtype.
+        restored: numbers of the largest matrix that is stored rounded, and whole while it is used.
     """
 
     def __init__(
@@ -146,8 +147,9 @@ class TransformerCost:
         chunk_frames: int,
         latent_size: tuple[int, int],
         itemsize: int,
+        restored: int = 0,
     ) -> None:
-        self.config, self.itemsize = config, itemsize
+        self.config, self.itemsize, self.restored = config, itemsize, restored
         self.layers = int(config["num_layers"])
         self.heads = int(config["num_attention_heads"])
         self.width = self.heads * int(config["attention_head_dim"])

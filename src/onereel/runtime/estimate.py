@@ -216,7 +216,7 @@ def estimate_job(
     tflops: float | None = None,
     level: str | None = None,
 ) -> Estimate:
-    """Estimate any video; see `estimate`.
+    """Estimate any video; see `estimate`, also for what is raised.
 
     Args:
         source: a checkpoint, an official config, the name of a preset, or shapes.
@@ -228,10 +228,6 @@ def estimate_job(
 
     Returns:
         The estimate.
-
-    Raises:
-        ConfigError: the settings do not fit together.
-        CheckpointError: a config is missing or damaged.
     """
     shapes, device = read_shapes(source), torch.device(device)
     dtype = dtype or torch.bfloat16
@@ -240,7 +236,7 @@ def estimate_job(
     on_cpu = device.type == "cpu" or shapes.text_on_cpu
     text_dtype = _FP32 if on_cpu else dtype
     weights = weight_bytes(shapes, dtype=dtype, text_dtype=text_dtype, level=level)
-    transformer, vae = _costs(shapes, job, config, dtype)
+    transformer, vae = _costs(shapes, job, config, dtype, rounded=bool(level))
     num_chunks, num_given = _chunks(shapes, job, config)
     steps = list(
         plan_steps(config, num_chunks=num_chunks, num_prefix_chunks=num_given, text=job.text_tokens)
@@ -253,8 +249,6 @@ def estimate_job(
         "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
         "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
     }
-    if level or shapes.quantization:
-        numbers["step_bytes"] += largest_matrix(shapes) * dtype.itemsize
     return Estimate(
         height=job.height,
         width=job.width,
@@ -305,7 +299,7 @@ def _step_numbers(
         "num_calls": sum(len(step.forwards) for step in steps),
         "kv_chunks": kv_chunks,
         "kv_bytes": kv_chunks * cost.kv_bytes,
-        "step_bytes": _step_bytes(steps, cost, device),
+        "step_bytes": _step_bytes(steps, cost, device) + cost.restored * cost.itemsize,
         "flops": sum(cost.flops(call) for step in steps for call in step.forwards),
         "numbers": sum(cost.numbers(call) for step in steps for call in step.forwards),
     }
@@ -372,7 +366,7 @@ def _chunks(shapes: ModelShapes, job: Job, config: ChunkSampleConfig) -> tuple[i
 
 
 def _costs(
-    shapes: ModelShapes, job: Job, config: ChunkSampleConfig, dtype: torch.dtype
+    shapes: ModelShapes, job: Job, config: ChunkSampleConfig, dtype: torch.dtype, *, rounded: bool
 ) -> tuple[TransformerCost, VaeCost]:
     assert job.height and job.width
     factor = shapes.vae["patch_size"][1]
@@ -381,6 +375,7 @@ def _costs(
         chunk_frames=config.chunk_width,
         latent_size=(job.height // factor, job.width // factor),
         itemsize=dtype.itemsize,
+        restored=largest_matrix(shapes) if rounded or shapes.quantization else 0,
     )
     return transformer, VaeCost(shapes.vae, itemsize=dtype.itemsize)
 

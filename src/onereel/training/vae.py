@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
@@ -31,9 +30,14 @@ from onereel.training.data import BatchStream, ToyboxClips, to_video
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.optim import build_optimizers
+from onereel.training.pixel_losses import (
+    OBJECT_SATURATION,
+    edge_error,
+    pixel_weights,
+    psnr,
+    saturation,
+)
 from onereel.world import Episode, render, sample_spec, simulate
-
-OBJECT_SATURATION = 0.35  # palette colours have at least 0.5, backgrounds at most 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,58 +223,6 @@ def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, *, count: int) -> Tensor:
     starts = [(i % (48 // recipe.frames)) * recipe.frames for i in range(count)]
     tiles = [clips[i].video[start : start + recipe.frames] for i, start in enumerate(starts)]
     return torch.from_numpy(np.stack(tiles))
-
-
-def saturation(video: Tensor) -> Tensor:
-    """Give every pixel's saturation.
-
-    Args:
-        video: [B, 3, F, H, W] in [-1, 1].
-
-    Returns:
-        Largest minus smallest channel, [B, 1, F, H, W] in [0, 1].
-    """
-    return (video.amax(1, keepdim=True) - video.amin(1, keepdim=True)) / 2
-
-
-def pixel_weights(video: Tensor, *, object_weight: float, motion_weight: float) -> Tensor:
-    """Weigh pixels: saturated ones and those that change in time count more.
-
-    Args:
-        video: [B, 3, F, H, W] in [-1, 1].
-        object_weight: extra weight of a pixel of full saturation.
-        motion_weight: extra weight of a pixel that changes by 1 in some channel.
-
-    Returns:
-        Weights of mean 1, [B, 1, F, H, W].
-    """
-    weights = 1 + object_weight * saturation(video)
-    if video.shape[2] > 1:
-        change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1, keepdim=True)
-        # A change concerns both frames: where the object was and where it is.
-        both = F.pad(change, (0, 0, 0, 0, 1, 0)) + F.pad(change, (0, 0, 0, 0, 0, 1))
-        weights = weights + motion_weight * both
-    return weights / weights.mean()
-
-
-def edge_error(error: Tensor, weights: Tensor) -> Tensor:
-    """Take the weighted mean absolute error of the differences between neighbouring pixels.
-
-    Args:
-        error: reconstruction minus target, [B, 3, F, H, W]; differences are linear.
-        weights: [B, 1, F, H, W].
-
-    Returns:
-        Scalar.
-    """
-    down = (error[..., 1:, :] - error[..., :-1, :]).abs() * weights[..., 1:, :]
-    right = (error[..., 1:] - error[..., :-1]).abs() * weights[..., 1:]
-    return down.mean() + right.mean()
-
-
-def psnr(squared_error: float) -> float:
-    """Turn a mean squared error of pixels in [-1, 1] into decibels."""
-    return float(10 * np.log10(4 / max(squared_error, 1e-10)))
 
 
 def as_tiles(frames: Tensor) -> Tensor:
