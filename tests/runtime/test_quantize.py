@@ -28,7 +28,7 @@ def test_weights_are_restored_within_half_a_level(level: str, bias: bool) -> Non
     width = 32 if level == "int4" else 64
     largest = plain.weight.unflatten(1, (-1, width)).abs().amax(2).repeat_interleave(width, 1)
     error = (layer.weight - plain.weight).detach().abs()
-    assert bool((error <= ERRORS[level] * largest * 1.01).all())
+    assert bool((error <= ERRORS[level] * largest * 1.02).all())
     assert error.max().item() > 0
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1))
     want = nn.functional.linear(x, layer.weight, plain.bias)
@@ -61,7 +61,7 @@ def sizes(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("level", "share"), [("int8", 0.27), ("fp8", 0.27), ("int4", 0.165)]
+    ("level", "share"), [("int8", 0.27), ("fp8", 0.27), ("int4", 0.15)]
 )  # of float32, with scales
 def test_only_linear_layers_change_and_memory_shrinks(level: str, share: float) -> None:
     model = nn.Sequential(nn.Linear(512, 64), nn.Sequential(nn.Linear(512, 9)), nn.Conv1d(1, 1, 1))

@@ -91,10 +91,10 @@ class QuantizedLinear(nn.Linear):
             columns, groups, dtype = in_features // 2, in_features // GROUP, torch.uint8
         if level == "fp8":
             dtype = _FP8
-        self.register_buffer(
-            "packed", torch.empty(out_features, columns, dtype=dtype, device=device)
-        )
-        self.register_buffer("scale", torch.empty(out_features, groups, device=device))
+        packed = torch.empty(out_features, columns, dtype=dtype, device=device)
+        scale = torch.empty(out_features, groups, dtype=_scale_dtype(level), device=device)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
         self.register_parameter("bias", bias)
 
     @classmethod
@@ -160,6 +160,11 @@ class QuantizedLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, {self.level}"
 
 
+def _scale_dtype(level: str) -> torch.dtype:
+    """A scale per few numbers is stored in few bits, too."""
+    return torch.bfloat16 if level == "int4" else torch.float32
+
+
 def pack(weight: torch.Tensor, level: str) -> Tensors:
     """Round a weight.
 
@@ -173,8 +178,9 @@ def pack(weight: torch.Tensor, level: str) -> Tensors:
     weight = weight.float()
     groups = weight.unflatten(1, (-1, GROUP)) if level == "int4" else weight[:, None]
     scale = groups.abs().amax(dim=2, keepdim=True) / _LARGEST[level]
+    scale = scale.to(_scale_dtype(level))
     # A row of zeros has no scale of its own.
-    levels = groups / torch.where(scale == 0, 1.0, scale)
+    levels = groups / torch.where(scale == 0, 1.0, scale).float()
     levels = levels.flatten(1)
     if level == "fp8":
         packed = levels.clamp(-_LARGEST[level], _LARGEST[level]).to(_FP8)
