@@ -12,7 +12,12 @@ from onereel import Magi1ImageToVideoPipeline, Magi1Pipeline, Magi1VideoToVideoP
 from onereel.media import frame_sheet
 from onereel.world import fixed_prompts, sample_clip
 
-TIMELINE = ("a large red disc does not move",) * 2 + ("a large blue disc does not move",) * 2
+TIMELINE = (
+    "a large red disc does not move",
+    "a large red disc does not move",
+    "a large red disc turns blue",
+    "a large blue disc does not move",
+)
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
