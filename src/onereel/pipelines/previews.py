@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from onereel.core.errors import OutOfMemory
 from onereel.core.files import write_atomically
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.preview import LatentColours
@@ -106,7 +107,10 @@ class Previews:
         picture = Image.fromarray(contact_sheet(list(self._pictures.values())))
         data = io.BytesIO()
         picture.save(data, format="png", compress_level=1)
-        write_atomically(self.sheet, lambda file: file.write(data.getvalue()))
+        try:
+            write_atomically(self.sheet, lambda file: file.write(data.getvalue()))
+        except (OSError, OutOfMemory):  # no reason to lose a render
+            self.sheet = None
         end = time.monotonic()
         self._sheet_due = end + max(SHEET_INTERVAL_S, (end - begin) / SHEET_SHARE)
 

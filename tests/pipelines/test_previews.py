@@ -1,0 +1,81 @@
+"""Pictures of latents in flight."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onereel.models.magi_vae.preview import LatentColours
+from onereel.pipelines import previews as module
+from onereel.pipelines.previews import Previews, contact_sheet
+from onereel.samplers.engine import FinishedChunk
+
+BIAS = [0.0, 0.0, 0.0]
+
+
+def make(sheet: Path | None, shown: list[Any]) -> Previews:
+    factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    vae: Any = SimpleNamespace(
+        config=SimpleNamespace(latent_rgb_factors=factors, latent_rgb_bias=BIAS)
+    )
+    return Previews(vae, 2, show=shown.append, sheet=sheet)
+
+
+def call(chunks: tuple[int, ...], times: tuple[float, ...], after: tuple[float, ...]) -> Any:
+    return SimpleNamespace(chunks=chunks, times=times, next_times=after)
+
+
+def test_a_chunk_in_flight_is_shown_as_what_it_heads_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STRIP_INTERVAL_S", 0.0)
+    clean = torch.rand(1, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    shown: list[Any] = []
+    previews = make(None, shown)
+    older, newer = (0.2, 0.5, 0.6), (0.1, 0.2, 0.4)  # of the two chunks
+    for step in range(2):
+        t = torch.tensor([older[step + 1]] * 2 + [newer[step + 1]] * 2)[None, None, :, None, None]
+        times = ((older[step], newer[step]), (older[step + 1], newer[step + 1]))
+        previews.step_done(call((3, 4), *times), (1 - t) * noise + t * clean)
+    (strip,) = shown  # one position tells no velocity
+    assert np.array_equal(strip, LatentColours(np.eye(3).tolist(), BIAS)(clean).numpy())
+
+
+def test_the_sheet_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHEET_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "SHEET_SHARE", 1.0)
+    previews = make(tmp_path / "preview.png", [])
+    sizes = []
+    for chunk in range(6):
+        previews.chunk_done(FinishedChunk(chunk, torch.zeros(1, 3, 2, 3, 4), 0))
+        previews.close()
+        with Image.open(tmp_path / "preview.png") as sheet:
+            sizes.append(sheet.size)
+    assert sizes[0] == (2 * 64, 48) and sizes[3] == (8 * 64, 48) and sizes[5] == (8 * 64, 96)
+
+
+def test_a_sheet_that_cannot_be_written_ends_no_render(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    previews = make(tmp_path / "preview.png", [])
+    previews.chunk_done(FinishedChunk(0, torch.zeros(1, 3, 2, 3, 4), 0))
+    previews.close()
+    assert list(tmp_path.iterdir()) == [] and previews.sheet is None
+
+
+def test_pictures_keep_their_places() -> None:
+    chunks = [np.full((2, 3, 4, 3), 10 * k, np.uint8) for k in range(5)]
+    sheet = contact_sheet(chunks)
+    assert sheet.shape == (2 * 48, 4 * 2 * 64, 3)
+    assert [int(v) for v in sheet[0, ::128, 0]] == [0, 10, 20, 30]
+    assert int(sheet[-1, 0, 0]) == 40 and int(sheet[-1, -1, 0]) == 0
