@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from onereel.training.latent_cache import (
     build_cache,
     encode_chunks,
     encode_images,
+    open_caches,
     write_shard,
 )
 from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
@@ -121,3 +123,27 @@ def test_a_cache_of_images_holds_one_frame_per_clip(
     late = torch.from_numpy(np.asarray(truth.video))[12:, None]
     distances = (encode_images(vae, late) - clip.images.float()).abs().mean((1, 2, 3, 4))
     assert distances.min() < 0.02
+
+
+def test_several_caches_are_read_as_one(vae: AutoencoderKLMagi1, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        config = _config(tmp_path, seed=seed, max_chunks=1, shard_size=3)
+        assert write_shard(vae, config, folder=_claimed(folder, config), shard=0) == 3
+    assert type(open_caches(str(folders[0]))) is LatentCache
+    joined = pickle.loads(pickle.dumps(open_caches(f"{folders[0]}, {folders[1]}")))
+    assert len(joined) == joined.refresh() == 6 and joined.num_chunks(5) == 1
+    singles = [LatentCache(folder) for folder in folders]
+    for item in range(6):
+        clip = singles[item // 3][item % 3]
+        assert torch.equal(joined[item].latent, clip.latent) and joined[item].seed == clip.seed
+    other = _config(tmp_path, height=64)
+    _claimed(tmp_path / "c", other)
+    with pytest.raises(ConfigError, match=r"c: height: expected 32, got 64"):
+        open_caches(f"{folders[0]},{tmp_path / 'c'}")
+
+
+def _claimed(folder: Path, config: CacheConfig) -> Path:
+    folder.mkdir()
+    (folder / "cache.json").write_text(json.dumps(dataclasses.asdict(config)))
+    return folder

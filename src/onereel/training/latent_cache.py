@@ -16,7 +16,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -369,3 +369,57 @@ class LatentCache:
         if key not in self._open:
             self._open[key] = safe_open(_weights_file(self.folder, shard), "pt")
         return self._open[key]
+
+
+class JoinedCaches(LatentCache):
+    """Several caches as one, their clips after one another.
+
+    Args:
+        folders: of the caches; the first one's settings stand for all.
+
+    Raises:
+        ConfigError: latents of different VAEs or sizes.
+    """
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        self.caches = [LatentCache(folder) for folder in folders]
+        self.folder, self.config = self.caches[0].folder, self.caches[0].config
+        for cache in self.caches[1:]:
+            for name in ("vae", "height", "width", "images_only"):
+                first, other = getattr(self.config, name), getattr(cache.config, name)
+                if first != other:
+                    raise ConfigError(f"{cache.folder}: {name}", expected=str(first), got=other)
+        self.entries = [entry for cache in self.caches for entry in cache.entries]
+
+    def refresh(self) -> int:
+        """Return the number of clips; clips that come later are not taken."""
+        return len(self.entries)
+
+    def __getitem__(self, item: int) -> CachedClip:
+        """Read clip `item`."""
+        for cache in self.caches:
+            if item < len(cache):
+                return cache[item]
+            item -= len(cache)
+        raise IndexError(item)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Be copied with the caches."""
+        return self.__dict__
+
+
+def open_caches(text: str) -> LatentCache:
+    """Open a cache, or several.
+
+    Args:
+        text: folders, separated by commas.
+
+    Returns:
+        The cache.
+
+    Raises:
+        CheckpointError: a folder holds none.
+        ConfigError: they do not fit together.
+    """
+    folders = [part.strip() for part in text.split(",")]
+    return LatentCache(folders[0]) if len(folders) == 1 else JoinedCaches(folders)

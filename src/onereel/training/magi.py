@@ -32,7 +32,7 @@ from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
-from onereel.training.latent_cache import LatentCache
+from onereel.training.latent_cache import LatentCache, open_caches
 from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import build_optimizers
 from onereel.training.scene_maps import NUM_MAPS, map_loss
@@ -61,7 +61,7 @@ class ToyboxMagiRecipe:
 
     Args:
         preset: of the transformer and the text encoder.
-        cache: folder of the latent cache.
+        cache: folder of the latent cache, or several, separated by commas.
         image_cache: folder of a latent cache of single images; the clips' own where empty.
         tokenizer: folder of the tokenizer; trained there when missing.
         vocab_size: of a new tokenizer.
@@ -121,7 +121,7 @@ class ToyboxMagiRecipe:
         Returns:
             The method and the stream.
         """
-        cache = LatentCache(self.cache)
+        cache = open_caches(self.cache)
         return MagiMethod(self, cache), BatchStream(MagiBatches(self, cache), workers=self.workers)
 
 
@@ -135,7 +135,7 @@ class MagiBatches:
 
     def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
         self.recipe, self.cache = recipe, cache
-        self.pictures = LatentCache(recipe.image_cache) if recipe.image_cache else None
+        self.pictures = open_caches(recipe.image_cache) if recipe.image_cache else None
         self.seed = derive_seed(recipe.trainer.seed, "magi-pieces")
         if recipe.validation_items < 1:
             raise ConfigError("validation_items", expected="at least 1")

@@ -32,7 +32,7 @@ from onereel.training.captions import CaptionEncoder, null_rows
 from onereel.training.data import BatchStream
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowBatch, FlowShares, corrupt
-from onereel.training.latent_cache import LatentCache
+from onereel.training.latent_cache import LatentCache, open_caches
 from onereel.training.magi import MagiBatches, ToyboxMagiRecipe, export_pipeline
 from onereel.training.magi_layout import Layout
 from onereel.training.optim import build_optimizers
@@ -44,7 +44,7 @@ class ToyboxDistillRecipe:
 
     Args:
         teacher: base checkpoint: a folder, or the name of a shipped one.
-        cache: folder of the latent cache.
+        cache: folder of the latent cache, or several, separated by commas.
         base_steps: steps per chunk of the finest grid, where the teacher is followed.
         shorter: further numbers of steps, each half of the one before.
         base_repeats: finest-grid batches per batch of each shorter number.
@@ -106,7 +106,7 @@ class ToyboxDistillRecipe:
         Returns:
             The method and the stream.
         """
-        cache = LatentCache(self.cache)
+        cache = open_caches(self.cache)
         method = ShortcutMethod(self, cache)
         return method, BatchStream(method.batches, workers=self.workers)
 
