@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from clips import decode
 
+from onereel import Run
 from onereel.apps.cli.main import main
 from onereel.apps.cli.progress import TerminalListener
+from onereel.evaluation.toybox.tracker import track
 from onereel.media import read_metadata
 from onereel.pipelines import run as run_module
 from onereel.runs.folder import RunFolder
@@ -131,3 +133,27 @@ def test_bad_steering(generate: Any, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(words) == code
         assert text in capsys.readouterr().err
+
+
+def test_the_instrument_sees_what_was_asked_for() -> None:
+    """With the shipped weights: steered in the second second, the disc is blue in the fourth."""
+    red, blue = "a large red disc does not move", "a large blue disc does not move"
+    run = Run.create("a.run", prompt=red, seconds=5, steps=8, seed=0, output="a.mp4")
+    for chunk in run:
+        if chunk.index == 1:
+            run.steer("a large red disc turns blue")
+        if chunk.index == 2:
+            run.steer(blue)
+    assert RunFolder(Path("a.run")).settings["edits"] == [
+        [2, "prompt", "a large red disc turns blue"],
+        [3, "prompt", blue],
+    ]
+    tracks = track(decode(Path("a.mp4"))).tracks
+    frames = {
+        colour: {int(f) for found in tracks if found.colour == colour for f in found.frames}
+        for colour in ("red", "blue")
+    }
+    assert len(frames["red"] & set(range(48))) > 40 and not frames["blue"] & set(range(48))
+    # Within the chunk that was asked to change, and those after it.
+    assert len(frames["blue"] & set(range(72, 120))) > 40
+    assert len(frames["red"] & set(range(72, 120))) < 8
