@@ -15,8 +15,8 @@ from onereel.world import fixed_prompts, sample_clip
 TIMELINE = (
     "a large red disc does not move",
     "a large red disc does not move",
-    "a large red disc turns blue",
-    "a large blue disc does not move",
+    "a large red disc turns yellow",
+    "a large yellow disc does not move",
 )
 
 

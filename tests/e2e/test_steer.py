@@ -136,24 +136,24 @@ def test_bad_steering(generate: Any, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_instrument_sees_what_was_asked_for() -> None:
-    """With the shipped weights: steered in the second second, the disc is blue in the fourth."""
-    red, blue = "a large red disc does not move", "a large blue disc does not move"
-    run = Run.create("a.run", prompt=red, seconds=5, steps=8, seed=0, output="a.mp4")
+    """With the shipped weights: steered in the second second, the disc is yellow in the fourth."""
+    red, yellow = "a large red disc does not move", "a large yellow disc does not move"
+    run = Run.create("a.run", prompt=red, seconds=5, steps=16, seed=2, output="a.mp4")
     for chunk in run:
         if chunk.index == 1:
-            run.steer("a large red disc turns blue")
+            run.steer("a large red disc turns yellow")
         if chunk.index == 2:
-            run.steer(blue)
+            run.steer(yellow)
     assert RunFolder(Path("a.run")).settings["edits"] == [
-        [2, "prompt", "a large red disc turns blue"],
-        [3, "prompt", blue],
+        [2, "prompt", "a large red disc turns yellow"],
+        [3, "prompt", yellow],
     ]
     tracks = track(decode(Path("a.mp4"))).tracks
     frames = {
         colour: {int(f) for found in tracks if found.colour == colour for f in found.frames}
-        for colour in ("red", "blue")
+        for colour in ("red", "yellow")
     }
-    assert len(frames["red"] & set(range(48))) > 40 and not frames["blue"] & set(range(48))
+    assert len(frames["red"] & set(range(48))) > 40 and not frames["yellow"] & set(range(48))
     # Within the chunk that was asked to change, and those after it.
-    assert len(frames["blue"] & set(range(72, 120))) > 40
+    assert len(frames["yellow"] & set(range(72, 120))) > 40
     assert len(frames["red"] & set(range(72, 120))) < 8
