@@ -345,15 +345,17 @@ def write_video(
     )
     assert writer.metadata is not None
     record = writer.metadata  # entries added until the end reach the finished file
+    last = -1
     with _noting(writer), writer:
         try:
             for chunk in stream_chunks(parts, request, chunks=chunks, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=request.config.official_compat))
                 clock.chunk_done(writer.seconds_written)
+                last = chunk.index
                 yield chunk
         finally:  # before the writer finishes the file, whatever ended the loop
             record["frames_written"] = writer.frames_written
-        complete = request.config.official_compat or writer.frames_written == request.num_frames
+        complete = last + 1 == plan.num_chunks or writer.frames_written == request.num_frames
         record.update(complete=complete, elapsed_s=round(clock.elapsed_s, 3))
     frames = writer.frames_written
     return _result(plan, plan.output, frames, elapsed_s=clock.elapsed_s, record=record)
