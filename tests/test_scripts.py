@@ -181,7 +181,7 @@ def test_the_test_script_adds_the_dev_extra_and_runs_in_the_repository(
 ) -> None:
     checkout.run("onereel")
     done = checkout.run("test", "-q", "tests/world", cwd=tmp_path)
-    assert done.stdout == f"pytest in {checkout.root}: -m pytest -q tests/world\n"
+    assert done.stdout == f"pytest in {checkout.root}: -m pytest -n auto -q tests/world\n"
     assert f"--editable {checkout.root}[dev]" in checkout.log.read_text()
     checkout.run("onereel")
     checkout.run("test")
