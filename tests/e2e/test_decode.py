@@ -137,7 +137,7 @@ def test_what_cannot_be_decoded(
 
 def test_previews_come_before_the_frames(generate: Any, tiny_checkpoint: Path) -> None:
     assert generate(*WORDS, "-o", "a.mp4", "--latents-only")[0] == 0
-    assert not Path("a.run/preview.png").exists()  # the tiny checkpoint has no colours
+    assert not Path("a.run/preview.jpg").exists()  # the tiny checkpoint has no colours
     config = tiny_checkpoint / "vae" / "config.json"
     kept = config.read_text()
     try:
@@ -146,7 +146,7 @@ def test_previews_come_before_the_frames(generate: Any, tiny_checkpoint: Path) -
         assert generate(*WORDS, "-o", "b.mp4", "--latents-only")[0] == 0
     finally:
         config.write_text(kept)
-    with Image.open("b.run/preview.png") as sheet:
+    with Image.open("b.run/preview.jpg") as sheet:
         assert sheet.size == (4 * 6 * 64, 64)
     assert main(["runs", "verify", "b.run"]) == 0
 

@@ -50,12 +50,12 @@ def test_a_chunk_in_flight_is_shown_as_what_it_heads_for(monkeypatch: pytest.Mon
 def test_the_sheet_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHEET_INTERVAL_S", 0.0)
     monkeypatch.setattr(module, "SHEET_SHARE", 1.0)
-    previews = make(tmp_path / "preview.png", [])
+    previews = make(tmp_path / "preview.jpg", [])
     sizes = []
     for chunk in range(6):
         previews.chunk_done(FinishedChunk(chunk, torch.zeros(1, 3, 2, 3, 4), 0))
         previews.close()
-        with Image.open(tmp_path / "preview.png") as sheet:
+        with Image.open(tmp_path / "preview.jpg") as sheet:
             sizes.append(sheet.size)
     assert sizes[0] == (2 * 64, 48) and sizes[3] == (8 * 64, 48) and sizes[5] == (8 * 64, 96)
 
@@ -67,7 +67,7 @@ def test_a_sheet_that_cannot_be_written_ends_no_render(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_atomically", full)
-    previews = make(tmp_path / "preview.png", [])
+    previews = make(tmp_path / "preview.jpg", [])
     previews.chunk_done(FinishedChunk(0, torch.zeros(1, 3, 2, 3, 4), 0))
     previews.close()
     assert list(tmp_path.iterdir()) == [] and previews.sheet is None

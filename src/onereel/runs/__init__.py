@@ -5,7 +5,7 @@
       journal.jsonl           what happened, one checked line per event
       chunks/000007.safetensors   a finished chunk's latents, and those in flight beside it
       inputs/                 copies of the given picture or video
-      preview.png             a contact sheet of the latents
+      preview.jpg             a contact sheet of the latents
 
 `run.py` is the door: `Run`, which iterates, steers, edits and decodes. The journal is the truth: a
 chunk counts when its line is there and its file has the line's hash.

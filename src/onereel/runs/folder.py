@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # 1 had no `latents_only` and no `vae_hash`
 MANIFEST, JOURNAL, CHUNKS, INPUTS = "manifest.json", "journal.jsonl", "chunks", "inputs"
 REQUESTS = "requests"  # what other processes ask of the one that renders
-PREVIEW = "preview.png"
+PREVIEW = "preview.jpg"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
