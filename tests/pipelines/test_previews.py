@@ -14,7 +14,7 @@ from PIL import Image
 
 from onereel.models.magi_vae.preview import LatentColours
 from onereel.pipelines import previews as module
-from onereel.pipelines.previews import Previews, contact_sheet
+from onereel.pipelines.previews import Previews, contact_sheet, thumbnails
 from onereel.samplers.engine import FinishedChunk
 
 BIAS = [0.0, 0.0, 0.0]
@@ -57,7 +57,19 @@ def test_the_sheet_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         previews.close()
         with Image.open(tmp_path / "preview.jpg") as sheet:
             sizes.append(sheet.size)
-    assert sizes[0] == (2 * 64, 48) and sizes[3] == (8 * 64, 48) and sizes[5] == (8 * 64, 96)
+    assert sizes[0] == (2 * 64, 48) and sizes[3] == (8 * 64, 48) and sizes[5] == (12 * 64, 48)
+
+
+def test_the_sheet_of_a_long_video_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PICTURES", 24)
+    previews = make(None, [])
+    for chunk in range(100):
+        latent = torch.full((1, 3, 2, 3, 4), chunk / 100)
+        previews.chunk_done(FinishedChunk(chunk, latent, 0))
+        assert len(previews._clean) <= 24
+    shades = [int(picture[0, 0, 0]) for picture in previews._clean]
+    # Every sixteenth of 200 pictures, from the first on.
+    assert shades == [round(n * 16 // 2 / 100 * 127.5 + 127.5) for n in range(13)]
 
 
 def test_a_sheet_that_cannot_be_written_ends_no_render(
@@ -74,8 +86,10 @@ def test_a_sheet_that_cannot_be_written_ends_no_render(
 
 
 def test_pictures_keep_their_places() -> None:
-    chunks = [np.full((2, 3, 4, 3), 10 * k, np.uint8) for k in range(5)]
-    sheet = contact_sheet(chunks)
-    assert sheet.shape == (2 * 48, 4 * 2 * 64, 3)
-    assert [int(v) for v in sheet[0, ::128, 0]] == [0, 10, 20, 30]
-    assert int(sheet[-1, 0, 0]) == 40 and int(sheet[-1, -1, 0]) == 0
+    pictures = [np.full((3, 4, 3), 10 * k, np.uint8) for k in range(25)]
+    sheet = contact_sheet(pictures)
+    assert sheet.shape == (6, 24 * 4, 3)
+    assert [int(v) for v in sheet[0, ::4, 0]] == [10 * k for k in range(24)]
+    assert int(sheet[-1, 0, 0]) == 240 and int(sheet[-1, -1, 0]) == 0
+    assert thumbnails(np.stack(pictures)).shape == (25, 48, 64, 3)
+    assert thumbnails(np.zeros((1, 90, 160, 3), np.uint8)).shape == (1, 36, 64, 3)

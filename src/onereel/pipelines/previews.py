@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,11 @@ from onereel.samplers.plan import ChunkCall
 STRIP_INTERVAL_S = 0.3
 SHEET_INTERVAL_S = 2.0
 SHEET_SHARE = 0.01  # of the time, at most, goes into writing the sheet
-CHUNKS_PER_ROW = 4
-THUMBNAIL = 64  # columns of a picture on the sheet
+COLUMNS = 24  # pictures per row of the sheet: four chunks
+MAX_PICTURES = (
+    16 * COLUMNS
+)  # a minute of chunks; longer videos show every second picture, and so on
+THUMBNAIL = 64  # columns of a picture
 
 
 class Previews:
@@ -54,7 +57,9 @@ class Previews:
             LatentColours.of(vae), chunk_width, show, sheet,
         )  # fmt: skip
         self._before: dict[int, torch.Tensor] = {}
-        self._pictures: dict[int, Frames] = {}
+        self._in_flight: dict[int, Frames] = {}
+        self._clean: list[Frames] = []  # every `stride`-th picture, [h, w, 3]
+        self._stride = 1
         self._strip_due = 0.0
         self._sheet_due = time.monotonic() + SHEET_INTERVAL_S
 
@@ -77,8 +82,8 @@ class Previews:
                 continue
             t, t_next = call.times[slot], call.next_times[slot]
             clean = after + (after - before) * ((1 - t_next) / (t_next - t))
-            self._pictures[chunk] = self.colours(clean).numpy()
-            strip.append(self._pictures[chunk])
+            self._in_flight[chunk] = self.colours(clean).numpy()
+            strip.append(self._in_flight[chunk])
         if strip:
             self._strip_due = now + STRIP_INTERVAL_S
             self.show(np.concatenate(strip))
@@ -93,18 +98,31 @@ class Previews:
         if self.colours is None:
             return
         self._before.pop(chunk.index, None)
-        self._pictures[chunk.index] = self.colours(chunk.latent).numpy()
+        self._in_flight.pop(chunk.index, None)
+        first = chunk.index * self.width
+        self._clean += self._sparse(thumbnails(self.colours(chunk.latent).numpy()), first)
+        if len(self._clean) > MAX_PICTURES:
+            self._clean, self._stride = self._clean[::2], 2 * self._stride
         self._write_sheet(time.monotonic())
+
+    def _sparse(self, pictures: Frames, first: int) -> list[Frames]:
+        """Keep the pictures whose number, counted from `first`, is a multiple of the stride."""
+        return [p for number, p in enumerate(pictures, first) if number % self._stride == 0]
 
     def close(self) -> None:
         """Write the sheet once more."""
         self._write_sheet(math.inf)
 
     def _write_sheet(self, now: float) -> None:
-        if self.sheet is None or not self._pictures or now < self._sheet_due:
+        if self.sheet is None or now < self._sheet_due:
+            return
+        pictures = list(self._clean)
+        for chunk, flying in sorted(self._in_flight.items()):
+            pictures += self._sparse(thumbnails(flying), chunk * self.width)
+        if not pictures:
             return
         begin = time.monotonic()
-        picture = Image.fromarray(contact_sheet(list(self._pictures.values())))
+        picture = Image.fromarray(contact_sheet(pictures))
         data = io.BytesIO()
         picture.save(data, format="jpeg", quality=90, subsampling=0)  # PNG takes ten times as long
         try:
@@ -115,23 +133,36 @@ class Previews:
         self._sheet_due = end + max(SHEET_INTERVAL_S, (end - begin) / SHEET_SHARE)
 
 
-def contact_sheet(chunks: list[Frames]) -> Frames:
-    """Lay out the pictures of chunks, four chunks to a row.
+def thumbnails(pictures: Frames) -> Frames:
+    """Bring pictures to the sheet's size.
 
     Args:
-        chunks: uint8 [T, h, w, 3] each, of one size.
+        pictures: uint8 [N, h, w, 3].
 
     Returns:
-        uint8 [H, W, 3].
+        uint8 [N, h', w', 3].
     """
-    pictures = torch.from_numpy(np.concatenate(chunks)).permute(0, 3, 1, 2).float()
-    height = max(1, round(pictures.shape[2] * THUMBNAIL / pictures.shape[3]))
-    smaller = pictures.shape[3] > THUMBNAIL
-    pictures = functional.interpolate(
-        pictures, (height, THUMBNAIL), mode="bilinear", antialias=smaller
-    )
-    columns = min(CHUNKS_PER_ROW, len(chunks)) * len(chunks[0])
-    missing = -len(pictures) % columns
-    pictures = functional.pad(pictures, (0, 0, 0, 0, 0, 0, 0, missing))
-    grid = pictures.round().byte().unflatten(0, (-1, columns))  # [rows, columns, 3, h, w]
-    return grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).contiguous().numpy()
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    height = max(1, round(images.shape[2] * THUMBNAIL / images.shape[3]))
+    smaller = images.shape[3] > THUMBNAIL
+    size = (height, THUMBNAIL)
+    images = functional.interpolate(images, size, mode="bilinear", antialias=smaller)
+    return images.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def contact_sheet(pictures: Sequence[Frames]) -> Frames:
+    """Lay out pictures in rows.
+
+    Args:
+        pictures: uint8 [h, w, 3] each, of one size.
+
+    Returns:
+        uint8 [H, W, 3]; what is left of the last row is black.
+    """
+    columns = min(COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height, width = pictures[0].shape[:2]
+    sheet = np.zeros((rows, height, columns, width, 3), np.uint8)
+    for number, picture in enumerate(pictures):
+        sheet[number // columns, :, number % columns] = picture
+    return sheet.reshape(rows * height, columns * width, 3)
