@@ -13,7 +13,7 @@ from onereel.apps.cli.progress import (
     format_seconds,
     make_listener,
 )
-from onereel.pipelines.watch import RunProgress
+from onereel.pipelines.listeners import RunProgress
 
 
 def state(share: float = 0.25) -> RunProgress:

@@ -11,7 +11,7 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `magic141_t2v.py`, `picture_*.py` | text to video by a picture, and where that comes from |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
 | `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
-| `watch.py`, `previews.py` | how far it is, what it will look like |
+| `listeners.py`, `watch.py`, `previews.py` | how far it is, what it will look like |
 | `keeping.py`, `decoding.py` | chunks that outlast a process, decoding when memory is short |
 
 From Python, a run is `run(prepare(RunWishes(prompt="..."), "out.mp4"), listener)`: `prepare` checks

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from onereel.core.errors import OutOfMemory
 from onereel.core.files import write_atomically
+from onereel.media.scale import Pixels as Frames
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.preview import LatentColours
-from onereel.pipelines.watch import Frames
 from onereel.samplers.engine import FinishedChunk
 from onereel.samplers.plan import ChunkCall
 

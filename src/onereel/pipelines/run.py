@@ -17,6 +17,7 @@ from onereel.media import VideoWriter
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
 from onereel.pipelines.keeping import Keeper, kept_chunks
+from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.lora import Magi1LoraLoaderMixin
 from onereel.pipelines.parts import MagiParts, VaeParts
 from onereel.pipelines.pictures import pixels_to_frames
@@ -32,7 +33,7 @@ from onereel.pipelines.stream import (
     make_engine,
     stream_chunks,
 )
-from onereel.pipelines.watch import RunClock, RunListener
+from onereel.pipelines.watch import RunClock
 from onereel.runtime.load import (
     Components,
     load_components,

@@ -9,12 +9,13 @@ from pathlib import Path
 from onereel.core.device import parse_dtype, pick_device
 from onereel.core.errors import CheckpointError, ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.parts import VaeParts
 from onereel.pipelines.prepare import RunPlan, prepare_decoding
 from onereel.pipelines.record import make_record
 from onereel.pipelines.run import RunResult, given_prefix, write_video
 from onereel.pipelines.stream import Prefix, VideoChunk
-from onereel.pipelines.watch import RunClock, RunListener
+from onereel.pipelines.watch import RunClock
 from onereel.runs.folder import RunFolder
 from onereel.runs.render import folder_wishes, opened, with_copies
 from onereel.runtime.layout import vae_part

@@ -17,11 +17,11 @@ import torch
 from onereel.core.errors import ConfigError
 from onereel.core.files import replace_folder
 from onereel.media.preflight import check_place
+from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.prepare import RunPlan, prepare
 from onereel.pipelines.record import Repeat, installed_versions, sampling_record
 from onereel.pipelines.run import RunResult, stream_run
 from onereel.pipelines.stream import VideoChunk
-from onereel.pipelines.watch import RunListener
 from onereel.pipelines.wishes import RunWishes
 from onereel.runs.folder import FORMAT, INPUTS, PREVIEW, Manifest, RunFolder
 from onereel.runtime.verify import model_parts

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from onereel.core.errors import ConfigError
+from onereel.pipelines.listeners import RunListener, SilentListener
 from onereel.pipelines.prepare import RunPlan, prepare
 from onereel.pipelines.run import RunResult, drain, stream_run
 from onereel.pipelines.stream import VideoChunk
-from onereel.pipelines.watch import RunListener, SilentListener
 from onereel.pipelines.wishes import RunWishes
 from onereel.runs import edit
 from onereel.runs.decode import decode

@@ -6,8 +6,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from onereel.pipelines.listeners import SilentListener
+
 if TYPE_CHECKING:
-    from onereel.pipelines.watch import RunProgress
+    from onereel.pipelines.listeners import RunProgress
 
 PLAIN_INTERVAL_S = 2.0
 
@@ -45,29 +47,8 @@ def describe_progress(state: RunProgress) -> str:
     )
 
 
-class QuietListener:
+class QuietListener(SilentListener):
     """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Drop a line.
-
-        Args:
-            text: the line.
-        """
-
-    def progress(self, state: RunProgress) -> None:
-        """Drop a state.
-
-        Args:
-            state: how far the run is.
-        """
-
-    def preview(self, pictures: Any) -> None:
-        """Drop pictures.
-
-        Args:
-            pictures: uint8 [T, h, w, 3].
-        """
 
     def close(self) -> None:
         """End the display."""
