@@ -7,7 +7,8 @@ with captions and seeds, the latter written last. A shard that is complete is no
 the command can be stopped and repeated; a reader sees complete shards only and may run meanwhile.
 
 Every chunk of 24 frames is encoded as the pipeline decodes it, in the VAE's own tiles; beside it
-lies the latent of its first frame encoded as a picture, for image-to-video.
+lies the latent of its first frame encoded as a picture, for image-to-video. With a VAE of
+HunyuanVideo's shape a clip is encoded as a whole (`magic_cache.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from onereel.core.files import write_atomically
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.data import ToyboxClips
+from onereel.training.magic_cache import encode_clip, encode_pictures, load_magic_vae
 from onereel.training.scene_maps import scene_maps
+from onereel.world import Clip
 
 CHUNK_FRAMES = 24
 
@@ -90,6 +93,7 @@ class CachedClip:
         image_maps: the same of the images, [M, N, h', w'].
         captions: one per chunk.
         seed: the world's seed, with which the clip can be rendered again.
+        first: its first picture, uint8 [H, W, 3]; of the Magic 1-For-1 family only.
     """
 
     latent: Tensor
@@ -98,6 +102,7 @@ class CachedClip:
     image_maps: Tensor
     captions: tuple[str, ...]
     seed: int
+    first: Tensor | None = None
 
 
 @torch.no_grad()
@@ -136,11 +141,11 @@ def _encode(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, *, folder: Path, shard: int) -> int:
+def write_shard(vae: Any, config: CacheConfig, *, folder: Path, shard: int) -> int:
     """Render, encode and store the clips of one shard.
 
     Args:
-        vae: the VAE.
+        vae: the VAE, of either family.
         config: what the cache holds.
         folder: the cache's folder.
         shard: number of the shard.
@@ -151,68 +156,81 @@ def write_shard(vae: AutoencoderKLMagi1, config: CacheConfig, *, folder: Path, s
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
     first = shard * config.shard_size
+    encode = _magi_clips if isinstance(vae, AutoencoderKLMagi1) else _magic_clips
     for start in range(first, first + config.shard_size, 8):
         indices = range(start, min(start + 8, first + config.shard_size))
-        clips = [_render(config, index) for index in indices]
-        chunks = torch.cat([clip.video for clip in clips])
-        if config.images_only:
-            latent = images = encode_images(vae, chunks)
-        else:
-            latent, images = encode_chunks(vae, chunks)
-        sizes = [len(clip.video) for clip in clips]
-        for index, clip, z, z_image in zip(
-            indices, clips, torch.split(latent, sizes), torch.split(images, sizes), strict=True
-        ):
-            tensors[f"{index}.latent"] = rearrange(z, "n c t h w -> c (n t) h w").half()
-            tensors[f"{index}.images"] = rearrange(z_image, "n c 1 h w -> c n h w").half()
-            tensors[f"{index}.maps"], tensors[f"{index}.image_maps"] = clip.maps, clip.image_maps
-            entries.append({"index": index, "seed": clip.seed, "captions": clip.captions})
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        clips = [_clips(config, index)[index] for index in indices]
+        for index, clip, values in zip(indices, clips, encode(vae, config, indices, clips=clips),
+                                       strict=True):  # fmt: skip
+            tensors |= {f"{index}.{name}": value.contiguous() for name, value in values.items()}
+            seed = _clips(config, index).clip_seed(index)
+            entries.append({"index": index, "seed": seed, "captions": clip.captions})
     write_atomically(_weights_file(folder, shard), lambda file: file.write(save(tensors)))
     text = json.dumps(entries).encode()
     write_atomically(_entries_file(folder, shard), lambda file: file.write(text))
     return len(entries)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _RenderedClip:
-    """Chunks uint8 [N, 24, H, W, 3] (or one frame [1, 1, H, W, 3]) and what is known of them."""
-
-    video: Tensor
-    captions: tuple[str, ...]
-    seed: int
-    maps: Tensor
-    image_maps: Tensor
-
-
-def _render(config: CacheConfig, index: int) -> _RenderedClip:
-    """Render one clip as whole chunks, or one frame of it."""
-    clips = ToyboxClips(
+def _clips(config: CacheConfig, index: int) -> ToyboxClips:
+    """Give the stream of clips as long as one of them is."""
+    return ToyboxClips(
         config.seed,
         num_frames=config.num_chunks(index) * CHUNK_FRAMES,
         height=config.height,
         width=config.width,
         timeline_share=config.timeline_share,
     )
-    clip = clips[index]
-    video = torch.from_numpy(np.asarray(clip.video))
-    if config.images_only:  # objects that appear on the way are there in the second half
-        rng = np.random.default_rng(derive_seed(config.seed, "frame", index))
-        frame = int(rng.integers(CHUNK_FRAMES // 2, CHUNK_FRAMES))
-        video = video[None, frame : frame + 1]
-        maps = scene_maps(clip.episode, [frame])
-        image_maps = maps.clone()  # a file holds no tensor twice
+
+
+def _picture_frame(config: CacheConfig, index: int) -> int:
+    """Choose the frame of a picture: objects that appear are there in the second half."""
+    rng = np.random.default_rng(derive_seed(config.seed, "frame", index))
+    return int(rng.integers(CHUNK_FRAMES // 2, CHUNK_FRAMES))
+
+
+def _magic_clips(
+    vae: Any, config: CacheConfig, indices: Sequence[int], *, clips: Sequence[Clip]
+) -> list[dict[str, Tensor]]:
+    if config.images_only:
+        return encode_pictures(vae, clips, [_picture_frame(config, index) for index in indices])
+    return [encode_clip(vae, clip) for clip in clips]
+
+
+def _magi_clips(
+    vae: AutoencoderKLMagi1, config: CacheConfig, indices: Sequence[int], *, clips: Sequence[Clip]
+) -> list[dict[str, Tensor]]:
+    """Encode the chunks of several clips at once."""
+    rendered = [
+        _magi_chunks(config, index, clip) for index, clip in zip(indices, clips, strict=True)
+    ]
+    chunks = torch.cat([video for video, _, _ in rendered])
+    if config.images_only:
+        latent = images = encode_images(vae, chunks)
     else:
-        maps = scene_maps(clip.episode, range(2, len(video), 4))  # the third of four frames
-        image_maps = scene_maps(clip.episode, range(0, len(video), CHUNK_FRAMES))
-        video = rearrange(video, "(n f) h w c -> n f h w c", f=CHUNK_FRAMES)
-    return _RenderedClip(
-        video=video,
-        captions=tuple(clip.captions),
-        seed=clips.clip_seed(index),
-        maps=maps,
-        image_maps=image_maps,
-    )
+        latent, images = encode_chunks(vae, chunks)
+    sizes = [len(video) for video, _, _ in rendered]
+    parts = zip(torch.split(latent, sizes), torch.split(images, sizes), rendered, strict=True)
+    return [
+        {
+            "latent": rearrange(z, "n c t h w -> c (n t) h w").half(),
+            "images": rearrange(z_image, "n c 1 h w -> c n h w").half(),
+            "maps": maps,
+            "image_maps": image_maps,
+        }
+        for z, z_image, (_, maps, image_maps) in parts
+    ]
+
+
+def _magi_chunks(config: CacheConfig, index: int, clip: Clip) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a clip to chunks [N, 24, H, W, 3], or take one frame [1, 1, H, W, 3]; and their maps."""
+    video = torch.from_numpy(np.asarray(clip.video))
+    if config.images_only:
+        frame = _picture_frame(config, index)
+        maps = scene_maps(clip.episode, [frame])
+        return video[None, frame : frame + 1], maps, maps.clone()  # a file holds no tensor twice
+    maps = scene_maps(clip.episode, range(2, len(video), 4))  # the third of four frames
+    image_maps = scene_maps(clip.episode, range(0, len(video), CHUNK_FRAMES))
+    return rearrange(video, "(n f) h w c -> n f h w c", f=CHUNK_FRAMES), maps, image_maps
 
 
 def _weights_file(folder: Path, shard: int) -> Path:
@@ -223,13 +241,17 @@ def _entries_file(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.json"
 
 
-_worker_vae: AutoencoderKLMagi1 | None = None
+_worker_vae: Any = None
 
 
 def _start_worker(vae_folder: str) -> None:
     global _worker_vae
     torch.set_num_threads(1)
-    _worker_vae = AutoencoderKLMagi1.from_pretrained(vae_folder).eval()
+    config = json.loads((Path(vae_folder) / "config.json").read_text("utf-8"))
+    if config["_class_name"] == AutoencoderKLMagi1.__name__:
+        _worker_vae = AutoencoderKLMagi1.from_pretrained(vae_folder).eval()
+    else:
+        _worker_vae = load_magic_vae(vae_folder)
 
 
 def _work(config: CacheConfig, folder: Path, shard: int) -> int:
@@ -357,6 +379,7 @@ class LatentCache:
             image_maps=file.get_tensor(f"{index}.image_maps"),
             captions=tuple(entry["captions"]),
             seed=entry["seed"],
+            first=file.get_tensor(f"{index}.first") if f"{index}.first" in file.keys() else None,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,9 +6,8 @@ up to six chunks with one image batch in every few. The T5 encoder is trained al
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
+from onereel.training.hooks import output_of
 from onereel.training.latent_cache import LatentCache, open_caches
 from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import build_optimizers
@@ -324,7 +324,7 @@ class MagiMethod(Method):
         text = self.captions(batch["captions"][rows], flow, null=null)
         reads = self.recipe.map_weight > 0
         block = self.dit.blocks[self.recipe.map_block] if reads else None
-        with _output_of(block) as outputs:
+        with output_of(block) as outputs:
             velocity = flow.predict(self.dit, text)
         loss = flow.loss(velocity)
         if not reads:
@@ -376,20 +376,6 @@ def export_pipeline(
     pipeline.save_pretrained(staging)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
-
-
-@contextlib.contextmanager
-def _output_of(block: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collect the tokens that a block returns while the `with` block runs; nothing of None."""
-    outputs: list[Tensor] = []
-    if block is None:
-        yield outputs
-        return
-    handle = block.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 def _initialise(dit: Magi1Transformer3DModel) -> None:

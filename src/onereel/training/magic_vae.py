@@ -5,6 +5,7 @@ Data, losses and validation are those of the other VAE (`vae.py`); the network i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from onereel.training.data import BatchStream, to_video
 from onereel.training.engine import Method, Stream
 from onereel.training.vae import ToyboxVaeRecipe, VaeBatches, VaeMethod
 
+_COLOURS = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
@@ -31,6 +34,7 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
         frames: frames of a tile, 4 n + 1.
         short_frames: likewise.
         crop: convolutions learn from parts of the canvas as well, at a fraction of the cost.
+        lr: of AdamW; at 1.5e-3 the latents grow without end and the picture is lost.
         matrix_lr: nothing but attention has matrices.
     """
 
@@ -38,6 +42,7 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
     frames: int = 13
     short_frames: tuple[int, ...] = (1, 5, 9)
     crop: int | None = 32
+    lr: float = 5e-4
     matrix_lr: float | None = None
 
     def build(self) -> tuple[Method, Stream]:
@@ -58,6 +63,7 @@ class MagicVaeMethod(VaeMethod):
         """Make the network that is trained."""
         vae = AutoencoderKLHunyuanVideo(**MAGIC_VAE_PRESETS[self.recipe.preset])
         use_frame_causal_attention(vae)
+        start_as_pooling(vae)
         # Several times faster on a CPU; the numbers are the same.
         return vae.to(memory_format=torch.channels_last_3d)
 
@@ -86,3 +92,54 @@ class MagicVaeMethod(VaeMethod):
             parameter.data = parameter.data.bfloat16()
         exported.save_pretrained(folder)
         self.sheet(folder.parent / "sheet.png")
+
+
+@torch.no_grad()
+def start_as_pooling(vae: AutoencoderKLHunyuanVideo, *, gain: float = 0.5) -> None:
+    """Let a fresh VAE start as averaging over a latent's pixels, in three of its channels.
+
+    Every residual branch starts at zero, and a pair of channels (c, -c) per colour passes through:
+    silu(c) - silu(-c) = c undoes the last non-linearity of encoder and decoder. Measured after 186
+    steps of 4 tiles: 20.5 dB (object pixels 16.6 dB) against 17.8 dB (10.9 dB) from random weights.
+
+    Args:
+        vae: changed in place.
+        gain: of the last convolution, whose input is normalised; the pixels' deviation.
+    """
+    for name, module in vae.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind in ("conv2", "to_out"):  # the end of a residual branch
+            last = module.conv if kind == "conv2" else module[0]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        elif isinstance(module, nn.Conv3d) and ("samplers" in name or "conv_shortcut" in name):
+            _wire(module, [(c, c, 1.0) for c in range(2 * _COLOURS)])
+    colours = range(_COLOURS)
+    for part, scale in ((vae.encoder, 1.0), (vae.decoder, gain)):
+        _wire(part.conv_in.conv, [(2 * c + i, c, 1.0 - 2 * i) for c in colours for i in (0, 1)])
+        ends = [(c, 2 * c + i, scale * (1 - 2 * i)) for c in colours for i in (0, 1)]
+        _wire(part.conv_out.conv, ends)
+    deviation = vae.encoder.conv_out.conv
+    deviation.weight[int(vae.config.latent_channels) :] *= 0.1
+    nn.init.constant_(deviation.bias[int(vae.config.latent_channels) :], -4.0)
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
+
+
+def _wire(convolution: nn.Conv3d, wires: list[tuple[int, int, float]]) -> None:
+    """Set the rows of some outputs: each the average of one input over the pixels it stands for."""
+    rows = sorted({row for row, _, _ in wires})
+    convolution.weight[rows] = 0
+    if convolution.bias is not None:
+        convolution.bias[rows] = 0
+    # Causal in time, where the last tap is the newest frame; centred in space.
+    taps = []
+    for size, stride, causal in zip(
+        convolution.kernel_size, convolution.stride, (True, False, False), strict=True
+    ):
+        newest = size if causal else size // 2 + stride
+        taps.append(slice(newest - stride, newest))
+    count = math.prod(tap.stop - tap.start for tap in taps)
+    for row, column, weight in wires:
+        convolution.weight[row, column][tuple(taps)] = weight / count

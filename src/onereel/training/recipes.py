@@ -37,6 +37,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "onereel.training.magic_vae:ToyboxMagicVaeRecipe",
         "the toybox VAE in HunyuanVideo's shape: causal, its first frame a picture",
     ),
+    "toybox-magic": (
+        "onereel.training.magic:ToyboxMagicRecipe",
+        "the toybox Magic 1-For-1: text to image and image to video in one transformer",
+    ),
 }
 
 

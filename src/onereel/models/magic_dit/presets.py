@@ -94,4 +94,21 @@ def config_from_official(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-MAGIC_DIT_PRESETS: dict[str, dict[str, Any]] = {"magic141": config_from_official({})}
+MAGIC_DIT_PRESETS: dict[str, dict[str, Any]] = {
+    "magic141": config_from_official({}),
+    # 16 tokens per latent frame of 64 x 64 pixels.
+    "toybox-magic": {
+        **config_from_official(
+            {
+                "hidden_size": 192,
+                "heads_num": 6,
+                "rope_dim_list": (8, 12, 12),
+                "mm_double_blocks_depth": 2,
+                "mm_single_blocks_depth": 4,
+                "text_states_dim": 128,
+                "text_states_dim_2": 64,
+            }
+        ),
+        "num_refiner_layers": 1,
+    },
+}
