@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from onereel.core.errors import ConfigError, ShapeError
-from onereel.samplers.segments import Segment, last_latents, plan_segments, sample_segments
+from onereel.samplers.segments import (
+    Segment,
+    channel_statistics,
+    keep_overlap,
+    last_latents,
+    match_statistics,
+    plan_segments,
+    sample_segments,
+)
 
 
 def frames(num_latents: int) -> int:
@@ -83,3 +91,27 @@ def test_a_segment_of_another_length_is_refused() -> None:
     )
     with pytest.raises(ShapeError, match="segment 0: expected 3"):
         next(wrong)
+
+
+def test_first_frames_follow_each_other() -> None:
+    plan = plan_segments(361, segment_latents=31)
+    assert [segment.first_frame() for segment in plan][:3] == [0, 121, 241]
+    assert plan_segments(9, segment_latents=4, overlap=2)[1].first_frame() == 13
+
+
+def test_the_overlap_is_kept_as_it_was() -> None:
+    made, given = torch.ones(1, 2, 4, 1, 1), torch.zeros(1, 2, 3, 1, 1)
+    assert keep_overlap(made, given)[0, 0].flatten().tolist() == [0, 0, 0, 1]
+
+
+def test_statistics_move_towards_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, later = (torch.randn(1, 2, 3, 4, 4, generator=generator) for _ in range(2))
+    later = later * 3 + 2
+    wanted = channel_statistics(first)
+    same = match_statistics(later, wanted, strength=1)
+    for got, want in zip(channel_statistics(same), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+    assert torch.equal(match_statistics(later, wanted, strength=0), later)
+    half = channel_statistics(match_statistics(later, wanted, strength=0.5))
+    torch.testing.assert_close(half[0], (channel_statistics(later)[0] + wanted[0]) / 2)

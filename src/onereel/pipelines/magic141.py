@@ -19,7 +19,6 @@ from transformers import CLIPTextModel, LlavaForConditionalGeneration, PreTraine
 
 from onereel.core.config import from_mapping
 from onereel.core.errors import ConfigError, ShapeError
-from onereel.media.buckets import Bucket, fit_bucket, pick_bucket
 from onereel.media.image import check_frames, rgb_from_pil
 from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition, use_trimmed_text
@@ -30,8 +29,13 @@ from onereel.models.text.llava import (
     encode_prompt_tokens,
     join_tokens,
 )
-from onereel.pipelines.magic_sampling import MagicRequest, MagicSampleConfig, stream_segments
-from onereel.pipelines.pictures import OUTPUT_TYPES, collect, draw_seeds, pixels_to_frames
+from onereel.pipelines.magic_sampling import (
+    MagicRequest,
+    MagicSampleConfig,
+    fit_picture,
+    stream_segments,
+)
+from onereel.pipelines.pictures import OUTPUT_TYPES, collect, draw_seeds
 
 
 @dataclass
@@ -58,7 +62,8 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         image: PIL picture or uint8 array [H, W, 3]; scaled to fill the size, centre kept.
         prompt: one or more texts.
         negative_prompt: used where `guidance_scale` is above 1; None takes the checkpoint's.
-        height: pixels, a multiple of 16; None picks the bucket nearest to the picture.
+        height: pixels, a multiple of 16; None takes the checkpoint's, or where it has none the
+            bucket nearest to the picture.
         width: likewise, both or none.
         num_frames: frames to return, 4 n + 1; above the checkpoint's `segment_frames` the video is
             made in several segments.
@@ -215,7 +220,7 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         for index, (condition, seed) in enumerate(zip(conditions, seeds, strict=True)):
             request = MagicRequest(
                 picture=picture,
-                condition=condition,
+                conditions=(condition,),
                 negative=negative,
                 config=config,
                 seed=seed,
@@ -283,12 +288,8 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         self, pixels: Pixels, options: Mapping[str, Any], config: MagicSampleConfig
     ) -> torch.Tensor:
         """Bring the picture to the video's size: [1, 3, H, W]."""
-        height, width = options["height"], options["width"]
-        if height is None or width is None:
-            bucket = pick_bucket(pixels.shape[1], pixels.shape[0], resolution=config.resolution)
-        else:
-            bucket = Bucket((width, height), width, height)
-        return pixels_to_frames(fit_bucket(pixels, bucket)[None]).to(self._execution_device)
+        size = (options["height"], options["width"])
+        return fit_picture(pixels, config, size=size).to(self._execution_device)
 
     def _check_latents(
         self,

@@ -11,13 +11,10 @@ import torch
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
-from onereel.media.buckets import pick_bucket
 from onereel.models.magic_dit.model import MagicCondition
 from onereel.pipelines.magic141 import Magic141ImageToVideoPipeline, Magic141PipelineOutput
-from onereel.pipelines.magic_sampling import sample_picture
+from onereel.pipelines.magic_sampling import sample_picture, usual_size
 from onereel.pipelines.picture_sources import GivenPicture, PictureSource, SourcePicture
-
-_WIDE = (16, 9)
 
 
 @dataclass
@@ -124,6 +121,7 @@ class Magic141Pipeline(Magic141ImageToVideoPipeline):
             config=config,
             size=(height, width),
             seed=seed,
+            device=self._execution_device,
         )
         self.maybe_free_model_hooks()
         return SourcePicture(pixels, f"{type(self).__name__} at one frame, seed {seed}")
@@ -137,15 +135,15 @@ class Magic141Pipeline(Magic141ImageToVideoPipeline):
         Returns:
             A condition of one row.
         """
-        nothing = torch.empty(1, 0, int(self.transformer.config.text_embed_dim))
+        nothing = torch.empty(1, 0, int(self.text_encoder.config.text_config.hidden_size))
         return self.encode_prompt(prompt, nothing)[0]
 
     def _size(self, options: dict[str, Any]) -> dict[str, int]:
-        """Choose the size: the one asked for, or the widest bucket."""
+        """Choose the size: the one asked for, the checkpoint's, or the widest bucket."""
         height, width = options["height"], options["width"]
         if height is None or width is None:
-            bucket = pick_bucket(*_WIDE, resolution=self.sampling.resolution)
-            height, width = height or bucket.height, width or bucket.width
+            usual = usual_size(self.sampling)
+            height, width = height or usual[0], width or usual[1]
         return {"height": height, "width": width}
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import chunk_noise
+from onereel.media.buckets import Bucket, fit_bucket, pick_bucket
 from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition, image_prior, predict_velocity
 from onereel.models.magic_vae.model import decode_latent, encode_latent
+from onereel.models.magic_vae.streaming import StreamDecoder
 from onereel.models.text.llava import (
     IMAGE_TEMPLATE,
     NEGATIVE_PROMPT,
@@ -21,6 +25,7 @@ from onereel.models.text.llava import (
     PROMPT_TEMPLATE,
     PROMPT_TOKENS,
 )
+from onereel.pipelines.pictures import pixels_to_frames
 from onereel.samplers.flow_match import (
     SHIFT,
     guided,
@@ -29,10 +34,19 @@ from onereel.samplers.flow_match import (
     sample_euler,
     sigma_grid,
 )
-from onereel.samplers.segments import Segment, plan_segments, sample_segments
+from onereel.samplers.segments import (
+    Segment,
+    channel_statistics,
+    keep_overlap,
+    last_latents,
+    match_statistics,
+    plan_segments,
+    sample_segments,
+)
 
 OnStep = Callable[[float, torch.Tensor], torch.Tensor | None]
-_OVERLAP = 1  # the last picture of a segment is the first of the next
+Continuation = Literal["picture", "latent"]
+_WIDE = (16, 9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +62,15 @@ class MagicSampleConfig:
             the model per segment (two with guidance).
         num_frames: frames of a video, 4 n + 1.
         segment_frames: longest piece made at once, 4 n + 1; longer videos are made in several.
+        continuation: what a segment begins with. `picture`: the last picture before it, encoded
+            anew, as the model was trained. `latent`: the last latent frames before it, as they
+            are; the whole video is one latent then, decoded as a stream.
+        overlap_latents: latent frames that are carried over with `latent`.
+        colour_anchor: how far the mean and deviation of every latent channel of a later segment are
+            moved to the first segment's, 0 to 1, before it is gone on from and decoded.
+        fps: frames per second.
+        height: pixels, a multiple of 16; None picks a size by `resolution`.
+        width: likewise, both or none.
         resolution: picture sizes to choose from, `540P` or `720P`.
         negative_prompt: used with guidance.
         prompt_template: text around the prompt.
@@ -62,6 +85,12 @@ class MagicSampleConfig:
     inversion: bool = False
     num_frames: int = 81
     segment_frames: int = 121
+    continuation: Continuation = "picture"
+    overlap_latents: int = 1
+    colour_anchor: float = 0.0
+    fps: int = 24
+    height: int | None = None
+    width: int | None = None
     resolution: str = "540P"
     negative_prompt: str = NEGATIVE_PROMPT
     prompt_template: str = PROMPT_TEMPLATE
@@ -80,6 +109,16 @@ class MagicSampleConfig:
                 )
         if self.num_frames > self.segment_frames < 5:
             raise ConfigError("segment_frames", expected="at least 5", got=self.segment_frames)
+        if self.continuation not in get_args(Continuation):
+            expected = " or ".join(get_args(Continuation))
+            raise ConfigError("continuation", expected=expected, got=self.continuation)
+        if not (math.isfinite(self.colour_anchor) and 0 <= self.colour_anchor <= 1):
+            raise ConfigError("colour_anchor", expected="0 to 1", got=self.colour_anchor)
+        if (self.height is None) != (self.width is None):
+            got = f"{self.height}, {self.width}"
+            raise ConfigError("height, width", expected="both or none", got=got)
+        if self.num_frames > self.segment_frames:
+            self.segments()  # refuses an overlap that is none
 
     @property
     def guided(self) -> bool:
@@ -93,7 +132,46 @@ class MagicSampleConfig:
             One or more segments in latent frames.
         """
         total, longest = (self.num_frames - 1) // 4 + 1, (self.segment_frames - 1) // 4 + 1
-        return plan_segments(total, segment_latents=max(longest, 2), overlap=_OVERLAP)
+        # A picture is the last of a segment and the first of the next.
+        overlap = self.overlap_latents if self.continuation == "latent" else 1
+        longest = longest if total > longest else max(longest, overlap + 1)
+        return plan_segments(total, segment_latents=longest, overlap=overlap)
+
+
+def usual_size(config: MagicSampleConfig, picture: tuple[int, int] = _WIDE) -> tuple[int, int]:
+    """Choose a size where none is asked for.
+
+    Args:
+        config: sampling settings.
+        picture: width and height of the first picture, in any unit; wide where there is none yet.
+
+    Returns:
+        Height and width: the checkpoint's, or the bucket nearest to the picture.
+    """
+    if config.height is not None and config.width is not None:
+        return config.height, config.width
+    bucket = pick_bucket(*picture, resolution=config.resolution)
+    return bucket.height, bucket.width
+
+
+def fit_picture(
+    pixels: Pixels, config: MagicSampleConfig, *, size: tuple[int | None, int | None]
+) -> torch.Tensor:
+    """Bring a picture to a video's size: scaled to fill it, the centre kept.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        config: sampling settings.
+        size: height and width, or None twice for the usual size.
+
+    Returns:
+        [1, 3, H, W] in [-1, 1].
+    """
+    height, width = size
+    if height is None or width is None:
+        height, width = usual_size(config, (pixels.shape[1], pixels.shape[0]))
+    fitted = fit_bucket(pixels, Bucket((width, height), width, height))
+    return pixels_to_frames(fitted[None])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -102,7 +180,8 @@ class MagicRequest:
 
     Args:
         picture: its first frame, [1, 3, H, W] in [-1, 1], on the device that computes.
-        condition: texts with the prompt.
+        conditions: texts with the prompt, one per segment; the last one holds for all behind it.
+            What they say of the picture stays that of the first picture.
         negative: texts with the negative prompt; only read with guidance.
         config: sampling settings.
         seed: of all draws.
@@ -111,34 +190,66 @@ class MagicRequest:
     """
 
     picture: torch.Tensor
-    condition: MagicCondition
+    conditions: tuple[MagicCondition, ...]
     negative: MagicCondition | None
     config: MagicSampleConfig
     seed: int
     noise: torch.Tensor | None = None
     official_compat: bool = False
 
+    def condition_of(self, segment: Segment) -> MagicCondition:
+        """Return what a segment is told.
+
+        Args:
+            segment: one of the config's.
+
+        Returns:
+            The condition.
+        """
+        return self.conditions[min(segment.index, len(self.conditions) - 1)]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MagicSegment:
-    """New frames of a finished segment.
+    """What is new of a video: latents, frames, or both.
 
     Args:
-        latent: [1, C, T, H/8, W/8].
-        frames: [F, 3, H, W] in [-1, 1].
+        latent: [1, C, T, H/8, W/8]; none, where more frames of known latents follow.
+        frames: [F, 3, H, W] in [-1, 1]; none, where the decoder waits for more latents.
+        index: of the segment.
     """
 
     latent: torch.Tensor
     frames: torch.Tensor
+    index: int = 0
+
+
+class SegmentKeeper(Protocol):
+    """Keeps finished segments, so that another process can go on with the video."""
+
+    def load(self, index: int) -> torch.Tensor | None:
+        """Return a segment's latents as they were saved, or None when it is to be made."""
+        ...
+
+    def save(self, index: int, latent: torch.Tensor) -> None:
+        """Take a finished segment's latents, those shared with the one before included."""
+        ...
 
 
 def stream_segments(
-    transformer: Any, vae: Any, *, request: MagicRequest, on_step: OnStep | None = None
+    transformer: Any,
+    vae: Any,
+    *,
+    request: MagicRequest,
+    on_step: OnStep | None = None,
+    keeper: SegmentKeeper | None = None,
 ) -> Iterator[MagicSegment]:
-    """Make one video; each segment begins with the last picture of the one before, encoded anew.
+    """Make one video segment by segment, and decode it as it comes.
 
-    Latent frames are not carried over: the first one of a video stands for a single picture, and
-    the model was trained to be given that one.
+    With continuation `picture`, a segment begins with the last picture of the one before, encoded
+    anew: the first latent frame of a video stands for a single picture, and the model was trained
+    to be given that one. With `latent`, it is given the last latent frames of the video so far,
+    and the frames are those of decoding the whole video's latent at once, to the bit.
 
     Args:
         transformer: the velocity network.
@@ -146,28 +257,83 @@ def stream_segments(
         request: what to make.
         on_step: called after every update with its noise level and the latents; latents that it
             returns take their place.
+        keeper: is given every finished segment; segments that it holds are not computed.
 
     Yields:
-        Segments, without the frame they share with the one before.
+        What is new; together the video's latents and frames.
     """
     generator = torch.Generator().manual_seed(request.seed)
+    maker = _SegmentMaker(transformer, request, generator, on_step=on_step, keeper=keeper)
+    whole = request.config.continuation == "latent"
     pictures = [request.picture]
 
     def encode_last(_latent: Any = None, _overlap: int = 1) -> torch.Tensor:
         return encode_latent(vae, pictures[-1][:, :, None], generator=generator)
 
-    def sample(segment: Segment, reference: torch.Tensor) -> torch.Tensor:
-        noise = _noise(segment, request, reference, generator)
-        return _sample_segment(transformer, noise, reference, request, on_step)
-
-    reference = encode_last()
+    segments, decoder = request.config.segments(), StreamDecoder(vae)
     for segment, latent in sample_segments(
-        request.config.segments(), reference=reference, sample=sample, carry=encode_last
+        segments,
+        reference=encode_last(),
+        sample=maker.make,
+        carry=last_latents if whole else encode_last,
     ):
-        video = decode_latent(vae, latent) * 2 - 1
-        pictures[:] = [video[:, :, -1]]
-        skip = segment.overlap  # one latent frame, which stands for one picture
-        yield MagicSegment(latent[:, :, skip:], video[0, :, skip:].transpose(0, 1).float())
+        new = latent[:, :, segment.overlap :]
+        is_last = segment.index + 1 == len(segments)
+        if whole:
+            pieces, skip = decoder.push(new, last=is_last), 0
+        else:  # the shared latent frame stands for one picture
+            pieces, skip = StreamDecoder(vae).push(latent, last=True), segment.overlap
+        nothing = latent.new_empty(1, 3, 0, *request.picture.shape[2:])
+        for video in itertools.chain(pieces, (nothing,)):
+            if video.shape[2]:
+                pictures[:] = [video[:, :, -1] * 2 - 1]
+            elif not new.shape[2]:
+                continue  # the latents went out with frames
+            frames = (video[0, :, skip:] * 2 - 1).transpose(0, 1).float()
+            yield MagicSegment(new, frames, segment.index)
+            new, skip = new[:, :, :0], 0
+
+
+class _SegmentMaker:
+    """Makes the latents of one segment after the other."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        request: MagicRequest,
+        generator: torch.Generator,
+        *,
+        on_step: OnStep | None,
+        keeper: SegmentKeeper | None,
+    ) -> None:
+        self.transformer, self.request, self.generator = transformer, request, generator
+        self.on_step, self.keeper = on_step, keeper
+        self._anchor: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def make(self, segment: Segment, reference: torch.Tensor) -> torch.Tensor:
+        """Make a segment, or take it from what is kept."""
+        noise = _noise(segment, self.request, reference, self.generator)  # kept ones draw, too
+        kept = None if self.keeper is None else self.keeper.load(segment.index)
+        if kept is None:
+            latent = self._make(segment, noise, reference)
+            if self.keeper is not None:
+                self.keeper.save(segment.index, latent)
+        else:
+            latent = kept.to(reference.device)
+        if self._anchor is None and self.request.config.colour_anchor:
+            self._anchor = channel_statistics(latent)
+        return latent
+
+    def _make(self, segment: Segment, noise: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        config, condition = self.request.config, self.request.condition_of(segment)
+        latent = _sample_segment(
+            self.transformer, noise, reference, self.request, condition, self.on_step
+        )
+        if self._anchor is not None:
+            latent = match_statistics(latent, self._anchor, strength=config.colour_anchor)
+        if config.continuation == "latent" and segment.overlap:
+            latent = keep_overlap(latent, reference)
+        return latent
 
 
 def _noise(
@@ -189,6 +355,7 @@ def _sample_segment(
     noise: torch.Tensor,
     reference: torch.Tensor,
     request: MagicRequest,
+    condition: MagicCondition,
     on_step: OnStep | None,
 ) -> torch.Tensor:
     prior = image_prior(reference, noise.shape[2])
@@ -202,7 +369,7 @@ def _sample_segment(
 
     negative = None if request.negative is None else partial(one, request.negative)
     scale = request.config.guidance_scale if request.config.guided else 1.0
-    positive = partial(one, request.condition)
+    positive = partial(one, condition)
     if request.config.inversion:
         # The official code guides with the opposite sign here.
         backward = guided(positive, negative, scale=1.0 if scale == 1.0 else -scale)
@@ -220,6 +387,7 @@ def sample_picture(
     config: MagicSampleConfig,
     size: tuple[int, int],
     seed: int,
+    device: torch.device | None = None,
 ) -> Pixels:
     """Make one picture: a video of one latent frame whose image prior is empty.
 
@@ -231,6 +399,7 @@ def sample_picture(
         config: sampling settings.
         size: height and width in pixels, multiples of 16.
         seed: of the noise.
+        device: that computes; None takes the VAE's.
 
     Returns:
         uint8 [H, W, 3].
@@ -239,7 +408,7 @@ def sample_picture(
     """
     factor, channels = int(vae.config.spatial_compression_ratio), int(vae.config.latent_channels)
     shape = (1, channels, 1, size[0] // factor, size[1] // factor)
-    noise = chunk_noise(seed, 0, shape=shape).to(vae.device)
+    noise = chunk_noise(seed, 0, shape=shape).to(device or vae.device)
     prior = noise.new_zeros(1, channels + 1, *shape[2:])
 
     def one(condition: MagicCondition, x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -36,6 +36,18 @@ class Segment:
         """Latent frames of the pass."""
         return self.stop - self.start
 
+    def first_frame(self, factor: int = 4) -> int:
+        """Find the first frame of the video that no segment before has made.
+
+        Args:
+            factor: frames per latent frame but the first, which stands for one.
+
+        Returns:
+            Its number, counted from 0.
+        """
+        latent = self.start + self.overlap
+        return 0 if latent == 0 else (latent - 1) * factor + 1
+
 
 def plan_segments(num_latents: int, *, segment_latents: int, overlap: int = 1) -> list[Segment]:
     """Cut a video into segments of one length; the last one may be shorter.
@@ -81,6 +93,51 @@ def last_latents(latent: torch.Tensor, overlap: int) -> torch.Tensor:
         [B, C, overlap, H, W].
     """
     return latent[:, :, -overlap:]
+
+
+def keep_overlap(latent: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Keep a segment's leading frames as the segment before made them.
+
+    Args:
+        latent: of the segment, [B, C, T, H, W].
+        reference: the frames that it was given, [B, C, R, H, W].
+
+    Returns:
+        [B, C, T, H, W].
+    """
+    return torch.cat((reference.to(latent), latent[:, :, reference.shape[2] :]), dim=2)
+
+
+def channel_statistics(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Measure every channel over frames and pixels.
+
+    Args:
+        latent: [B, C, T, H, W].
+
+    Returns:
+        Means and standard deviations, each [B, C, 1, 1, 1].
+    """
+    wide = latent.float()
+    axes = (2, 3, 4)
+    return wide.mean(axes, keepdim=True), wide.std(axes, correction=0, keepdim=True)
+
+
+def match_statistics(
+    latent: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor], *, strength: float
+) -> torch.Tensor:
+    """Move every channel's mean and deviation towards others, against the drift of colours.
+
+    Args:
+        latent: of a segment, [B, C, T, H, W].
+        wanted: see `channel_statistics`, of the first segment.
+        strength: 0 changes nothing, 1 takes the wanted ones.
+
+    Returns:
+        [B, C, T, H, W].
+    """
+    mean, deviation = channel_statistics(latent)
+    matched = (latent - mean) / deviation.clamp_min(1e-6) * wanted[1] + wanted[0]
+    return torch.lerp(latent.float(), matched, strength).to(latent.dtype)
 
 
 def sample_segments(
