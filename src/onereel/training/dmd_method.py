@@ -1,0 +1,352 @@
+"""What DMD2 recipes share: optimizers in turn, the losses of a step, measures, the best student.
+
+A recipe's method says what a batch asks of the networks (`DmdMethod.question`); the rest is here.
+Every step teaches the critic, every `ratio`-th also the student, on the same samples: one rollout
+serves both. All random numbers are drawn for the whole batch from (seed, step), so that every
+process agrees on the exit step and the result does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onereel.core.errors import ConfigError
+from onereel.training.distributed import full
+from onereel.training.dmd import (
+    Noised,
+    Velocity,
+    adversarial_loss,
+    check_sampler,
+    critic_adversarial_loss,
+    draw_exit,
+    draw_sigmas,
+    flow_loss,
+    matching_gradient,
+    matching_loss,
+    sample_exits,
+    simulate,
+)
+from onereel.training.dmd_critic import Critic
+from onereel.training.engine import Method, TrainerConfig, step_generator
+from onereel.training.latent_distance import frechet_distance, latent_features, moment_errors
+from onereel.training.optim import build_optimizers
+
+# Noise levels, noisy latents and the exit step to a velocity and, with a head, logits.
+Judge = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
+_BETAS = (0.0, 0.999)
+
+
+def _trainer() -> TrainerConfig:
+    # The average goes by steps, of which every fifth moves the student: 0.99 by its own.
+    return TrainerConfig(
+        max_steps=6000, warmup_steps=20, ema_decay=0.998, grad_clip=10.0, validate_minutes=5.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DmdRecipe:
+    """Settings that DMD2 recipes share.
+
+    Args:
+        teacher: base checkpoint: a folder, or the name of a shipped one. It is in no checkpoint.
+        cache: folder of the latent cache, or several, separated by commas.
+        num_steps: of the student.
+        student_sampler: `euler`, as pipelines sample, or `renoise`, as DMD2 does.
+        guidance: strength w of the teacher's guidance, without + w (with - without).
+        ratio: steps of the critic per step of the student.
+        critic_warmup: steps of the critic alone, at the start.
+        critic_exit_embedding: tell the critic at which step a sample left the student's way.
+        score_shift: of the noise levels at which samples are looked at; 1 draws them uniformly.
+        gan_weight: of the adversarial loss of the student; with both weights 0 there is no head.
+        gan_critic_weight: of that of the critic.
+        lr: of the student.
+        critic_lr: of the critic.
+        weight_decay: of matrices.
+        batch_size: samples per step.
+        teacher_steps: with which the teacher makes what the student is measured against.
+        validation_items: samples of each kind that are measured, at least 2.
+        keep_best: export the student whose distance was smallest, rather than the last one.
+        workers: background processes that gather batches.
+        trainer: settings of the loop.
+    """
+
+    teacher: str
+    cache: str
+    num_steps: int = 4
+    student_sampler: str = "euler"
+    guidance: float = 3.0
+    ratio: int = 5
+    critic_warmup: int = 200
+    critic_exit_embedding: bool = True
+    score_shift: float = 1.0
+    gan_weight: float = 0.0
+    gan_critic_weight: float = 0.0
+    lr: float = 1e-4
+    critic_lr: float = 4e-4
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    teacher_steps: int = 32
+    validation_items: int = 64
+    keep_best: bool = True
+    workers: int = 1
+    trainer: TrainerConfig = field(default_factory=_trainer)
+
+    def __post_init__(self) -> None:
+        """Check what the formulas need."""
+        check_sampler(self.student_sampler)
+        for name, least in (("num_steps", 1), ("ratio", 1), ("validation_items", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(name, expected=f"at least {least}", got=getattr(self, name))
+        if self.gan_weight > 0 and self.gan_critic_weight <= 0:
+            hint = "a head that learns nothing has nothing to say"
+            raise ConfigError("gan_critic_weight", expected="more than 0", got=0, hint=hint)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the critic has a head."""
+        return self.gan_critic_weight > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Question:
+    """What one batch asks of the networks: functions of noisy latents and noise levels.
+
+    Args:
+        clean: latents of the data [B, ...], of which the samples are to be like.
+        student: the student.
+        teacher: the guided teacher.
+        critic: the critic, of samples of an exit step.
+        counted: ones where samples are to change, broadcastable; None for everywhere.
+    """
+
+    clean: Tensor
+    student: Velocity
+    teacher: Velocity
+    critic: Judge
+    counted: Tensor | None = None
+
+
+class DmdMethod(Method):
+    """Distils a teacher into a student of few steps.
+
+    Args:
+        recipe: settings.
+        student: starts as the teacher.
+        critic: likewise.
+        sigmas: the student's noise levels [S + 1].
+        teacher_sigmas: those with which the teacher makes what is measured against.
+    """
+
+    splits = exports_pipeline = True
+
+    def __init__(
+        self,
+        recipe: Any,
+        *,
+        student: nn.Module,
+        critic: Critic,
+        sigmas: Tensor,
+        teacher_sigmas: Tensor,
+    ) -> None:
+        self.settings: DmdRecipe = recipe
+        self.seed = recipe.trainer.seed
+        self.student, self.critic = student, critic
+        self.sigmas, self.teacher_sigmas = sigmas, teacher_sigmas
+        self.networks = {"student": student, "critic": critic}
+        self.ema_names = ("student",)
+        options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "betas": _BETAS}
+        self.optimizers = {
+            **build_optimizers(student, lr=recipe.lr, name="student", **options),
+            **build_optimizers(critic, lr=recipe.critic_lr, name="critic", **options),
+        }
+        self._targets: dict[str, list[Tensor]] = {}
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+
+    def question(self, batch: Any, rows: slice) -> Question:
+        """Say what some items of a batch ask.
+
+        Args:
+            batch: of the stream.
+            rows: which items.
+
+        Returns:
+            The functions.
+        """
+        raise NotImplementedError
+
+    def measured(self) -> dict[str, Any]:
+        """Give fixed batches to measure on, by name; the names are in the log."""
+        raise NotImplementedError
+
+    def generates(self, step: int) -> bool:
+        """Tell whether the student learns in a step."""
+        recipe = self.settings
+        # The last of every group, so that lines of the log, which come at its end, show it.
+        return step >= recipe.critic_warmup and step % recipe.ratio == recipe.ratio - 1
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """Name the optimizers that act: the critic's, and in some steps the student's."""
+        both = self.generates(step)
+        return tuple(n for n in self.optimizers if both or n.startswith("critic"))
+
+    def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Compute the critic's loss, and in some steps the student's, on the same samples."""
+        size = len(batch["latent"])
+        rows = self.part.rows(size)
+        question = self.question(batch, rows)
+        draws = _Draws(self.seed, step, like=question.clean, size=size, rows=rows)
+        exit_step = draw_exit(self.seed, step, num_steps=self.settings.num_steps)
+        with torch.set_grad_enabled(self.generates(step)):
+            made = simulate(
+                question.student,
+                draws.noises(self.settings.num_steps),
+                sigmas=self.sigmas,
+                exit_step=exit_step,
+                sampler=self.settings.student_sampler,
+            )
+        losses = self._critic_losses(question, made.detach(), draws, exit_step)
+        if self.generates(step):
+            losses |= self._student_losses(question, made, draws, exit_step)
+        weights = {"gan": self.settings.gan_weight, "critic_gan": self.settings.gan_critic_weight}
+        scalars = {name: value.sum() / size for name, value in losses.items()}
+        loss = torch.stack([weights.get(n, 1.0) * v for n, v in scalars.items()]).sum()
+        return {"loss": loss, **{name: value.detach() for name, value in scalars.items()}}
+
+    def _critic_losses(
+        self, question: Question, made: Tensor, draws: _Draws, exit_step: int
+    ) -> dict[str, Tensor]:
+        """Teach the critic what samples look like, and its head to know them from data."""
+        at = draws.noised("critic", shift=self.settings.score_shift)
+        velocity, _ = question.critic(at.of(made), at.sigma, exit_step)
+        losses = {"critic": flow_loss(velocity, made, at=at, counted=question.counted)}
+        if self.settings.adversarial:
+            # The same step for both, which would give the answer away otherwise.
+            at = draws.noised("judge")
+            fake, real = (
+                question.critic(at.of(x), at.sigma, exit_step)[1] for x in (made, question.clean)
+            )
+            assert fake is not None and real is not None
+            losses["critic_gan"] = critic_adversarial_loss(fake, real)
+        return losses
+
+    def _student_losses(
+        self, question: Question, made: Tensor, draws: _Draws, exit_step: int
+    ) -> dict[str, Tensor]:
+        """Lead samples from where the critic sees them to where the teacher does."""
+        at = draws.noised("score", shift=self.settings.score_shift)
+
+        def fake(x: Tensor, sigma: Tensor) -> Tensor:
+            return question.critic(x, sigma, exit_step)[0]
+
+        gradient = matching_gradient(made, question.teacher, fake, at=at, counted=question.counted)
+        losses = {"student": matching_loss(made, gradient)}
+        if self.settings.gan_weight > 0:
+            judged = draws.noised("gan")
+
+            def logit(x: Tensor) -> Tensor:
+                value = question.critic(judged.of(x), judged.sigma, exit_step)[1]
+                assert value is not None
+                return value
+
+            losses["gan"] = adversarial_loss(made, logit)
+        return losses
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Measure every exit of the averaged student against the teacher's many steps.
+
+        Args:
+            step: number of the step.
+
+        Returns:
+            By kind of batch and exit step (from 1): errors of means and spreads, and the distance
+            of random features; `frechet` is the last exit's, averaged over kinds.
+        """
+        del step
+        metrics: dict[str, float] = {}
+        last = []
+        for name, batch in self.measured().items():
+            exits, target = self._exits(name, batch)
+            wanted = latent_features(target)
+            for number, made in enumerate(exits, 1):
+                mean, spread = moment_errors(made, target)
+                distance = frechet_distance(latent_features(made), wanted)
+                for kind, value in (("mean", mean), ("std", spread), ("frechet", distance)):
+                    metrics[f"{name}_{kind}_{number}"] = value
+            last.append(distance)
+        metrics["frechet"] = sum(last) / len(last)
+        self._remember(metrics["frechet"])
+        return metrics
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """Give the student's weights that are exported: the best so far, or the present ones."""
+        if self._best is None:
+            return self.student.state_dict()
+        return self._best[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the best student."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the best student."""
+        self._best = state["best"]
+
+    def _exits(self, name: str, batch: Any) -> tuple[list[Tensor], Tensor]:
+        """Make a batch's samples: of every exit of the student, and of the teacher."""
+        size, recipe = len(batch["latent"]), self.settings
+        exits: list[list[Tensor]] = []
+        starts = range(0, size, recipe.batch_size)
+        slices = [slice(i, min(i + recipe.batch_size, size)) for i in starts]
+        targets = self._targets.setdefault(name, [])
+        for number, rows in enumerate(slices):
+            question = self.question(batch, rows)
+            draws = _Draws(self.seed, 0, like=question.clean, size=size, rows=rows, tag=name)
+            noises = draws.noises(recipe.num_steps)
+            exits.append(
+                sample_exits(
+                    question.student, noises, sigmas=self.sigmas, sampler=recipe.student_sampler
+                )
+            )
+            if number == len(targets):
+                made = sample_exits(question.teacher, noises[:1], sigmas=self.teacher_sigmas)
+                targets.append(made[-1].cpu())
+        return [torch.cat(parts).cpu() for parts in zip(*exits, strict=True)], torch.cat(targets)
+
+    def _remember(self, distance: float) -> None:
+        """Keep the averaged student if it is the best; every process keeps all of it."""
+        if self.settings.keep_best and (self._best is None or distance < self._best[0]):
+            state = self.student.state_dict()
+            self._best = (distance, {k: full(v).detach().cpu().clone() for k, v in state.items()})
+
+
+class _Draws:
+    """Random numbers of one step, drawn for the whole batch, of which a part is taken."""
+
+    def __init__(
+        self, seed: int, step: int, *, like: Tensor, size: int, rows: slice, tag: str = ""
+    ) -> None:
+        self.seed, self.step, self.tag = seed, step, tag
+        self.like, self.size, self.rows = like, size, rows
+
+    def noises(self, count: int) -> Sequence[Tensor]:
+        """Draw the noise of every step of the student's way."""
+        generator = self._generator("rollout")
+        return [self._noise(generator) for _ in range(count)]
+
+    def noised(self, name: str, *, shift: float = 1.0) -> Noised:
+        """Draw noise levels, and noise."""
+        generator = self._generator(name)
+        sigma = draw_sigmas(self.size, generator=generator, shift=shift)[self.rows]
+        return Noised(sigma=sigma.to(self.like.device), noise=self._noise(generator))
+
+    def _generator(self, name: str) -> torch.Generator:
+        return step_generator(self.seed, self.step, tag=f"{self.tag}{name}")
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        shape = (self.size, *self.like.shape[1:])
+        return torch.randn(shape, generator=generator)[self.rows].to(self.like.device)
