@@ -50,7 +50,7 @@ class _World:
 def test_a_sheet_is_drawn_and_scored_by_the_prompts_own_scenes(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PipelineMaker", _World)
+    monkeypatch.setattr(generate, "open_maker", _World)
     sheets = SampleSheets(tmp_path / "samples", 5.0)
     right = sheets.on_interval(120, _Exporting(tiny_checkpoint))
     assert right == {"colour_f1": 1.0, "shape_f1": 1.0, "all_correct": 1.0}

@@ -31,7 +31,7 @@ from onereel.pipelines.stream import (
 )
 from onereel.pipelines.wishes import RunWishes
 from onereel.runtime.load import default_dtype, load_components, load_part, no_foreign_bars
-from onereel.runtime.source import ModelSource, resolve_model
+from onereel.runtime.source import MAGIC141, ModelSource, resolve_model
 from onereel.runtime.verify import Parts, hash_parts, model_parts
 
 Frames = npt.NDArray[np.uint8]
@@ -121,6 +121,10 @@ def describe_model(choice: ModelChoice) -> dict[str, Any]:
         ConfigError: there is no such model, or a setting does not fit it.
         CheckpointError: a file is missing or damaged.
     """
+    if resolve_model(choice.model).family == MAGIC141:
+        from onereel.evaluation.magic_maker import describe_magic
+
+        return describe_magic(choice)
     source, parts = _open(choice)
     request = _request(choice, parts, num_frames=_TEXT_FRAMES, seed=0, tokens=None)
     device, dtype = _place(choice, source, parts)
@@ -137,8 +141,28 @@ def describe_model(choice: ModelChoice) -> dict[str, Any]:
     }
 
 
+def open_maker(choice: ModelChoice) -> VideoMaker:
+    """Load a model of either family.
+
+    Args:
+        choice: the model and its settings.
+
+    Returns:
+        What makes its videos.
+
+    Raises:
+        ConfigError: there is no such model, or a setting does not fit it.
+        CheckpointError: a file is missing or damaged.
+    """
+    if resolve_model(choice.model).family == MAGIC141:
+        from onereel.evaluation.magic_maker import MagicMaker
+
+        return MagicMaker(choice)
+    return PipelineMaker(choice)
+
+
 class PipelineMaker:
-    """Makes videos with a checkpoint, in the way `onereel generate` does.
+    """Makes videos with a MAGI-1 checkpoint, in the way `onereel generate` does.
 
     Args:
         choice: the model and its settings.

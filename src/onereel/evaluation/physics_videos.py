@@ -9,7 +9,7 @@ from typing import Any
 
 from onereel.core.errors import MediaError
 from onereel.core.seeds import derive_seed
-from onereel.evaluation.generate import ModelChoice, Order, PipelineMaker, describe_model
+from onereel.evaluation.generate import ModelChoice, Order, VideoMaker, describe_model, open_maker
 from onereel.evaluation.physics_iq.protocol import GenerationJob
 from onereel.media import EncoderSettings, VideoWriter, load_image, read_video
 
@@ -27,7 +27,7 @@ class PhysicsIqMaker:
     def __init__(self, choice: ModelChoice, *, seed: int = 0) -> None:
         self.settings: dict[str, Any] = {**describe_model(choice), "seed": seed}
         self._choice, self._seed = choice, seed
-        self._maker: PipelineMaker | None = None
+        self._maker: VideoMaker | None = None
 
     def __call__(self, job: GenerationJob, path: Path) -> None:
         """Make one video.
@@ -41,7 +41,7 @@ class PhysicsIqMaker:
         """
         if self._maker is None:
             choice = dataclasses.replace(self._choice, fps=job.fps)
-            self._maker = PipelineMaker(choice)
+            self._maker = open_maker(choice)
         made = self._maker.make(self._order(job))
         if made.problem:
             raise MediaError(f"video of {job.file_name}: {made.problem}")

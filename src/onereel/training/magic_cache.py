@@ -27,7 +27,7 @@ LATENTS_PER_SECOND = 6
 
 
 def load_magic_vae(folder: str) -> AutoencoderKLHunyuanVideo:
-    """Load a VAE as the pipeline uses it.
+    """Load a VAE to encode clips of one size.
 
     Args:
         folder: of the VAE.
@@ -38,7 +38,8 @@ def load_magic_vae(folder: str) -> AutoencoderKLHunyuanVideo:
     vae: AutoencoderKLHunyuanVideo = AutoencoderKLHunyuanVideo.from_pretrained(folder)
     vae = vae.float().eval()
     use_frame_causal_attention(vae)
-    set_tiles(vae, VaeTiles())
+    # Whole: the pipeline encodes pictures only, so no tile of its own has to be met.
+    set_tiles(vae, VaeTiles(temporal=False))
     return vae.to(memory_format=torch.channels_last_3d)
 
 

@@ -80,13 +80,13 @@ class SampleSheets:
 
     def _videos(self, texts: list[str], method: Method) -> list[Any]:
         """Export the weights to a passing folder and make a video of every text."""
-        from onereel.evaluation.generate import ModelChoice, Order, PipelineMaker
+        from onereel.evaluation.generate import ModelChoice, Order, open_maker
 
         weights = self.folder / "weights"
         method.export(weights)
         try:
             device = next(iter(method.networks.values())).parameters()
-            maker = PipelineMaker(ModelChoice(model=str(weights), device=next(device).device.type))
+            maker = open_maker(ModelChoice(model=str(weights), device=next(device).device.type))
             return [
                 maker.make(Order(texts=(text,), num_frames=self.num_frames, seed=number)).frames
                 for number, text in enumerate(texts)

@@ -18,9 +18,9 @@ from onereel.evaluation.generate import (
     Made,
     ModelChoice,
     Order,
-    PipelineMaker,
     VideoMaker,
     describe_model,
+    open_maker,
 )
 from onereel.evaluation.report.result import Result
 from onereel.evaluation.toybox.aggregate import summarize_run
@@ -238,7 +238,7 @@ class _Bench:
         job = self.job
         if job.choice.model == SIMULATOR:
             return SimulatorMaker(job.height, job.width, fps=job.fps)
-        return PipelineMaker(job.choice)
+        return open_maker(job.choice)
 
     def run(self, case: Case) -> Record:
         """Make, score and store one video."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
-from onereel.evaluation.generate import Frames, Made, ModelChoice, Order, PipelineMaker
+from onereel.evaluation.generate import Frames, Made, ModelChoice, Order, VideoMaker, open_maker
 from onereel.evaluation.measure import RESAMPLES, Measurement, missing
 from onereel.evaluation.physics_iq.metrics import PairMetrics, ViewMetrics
 from onereel.evaluation.physics_iq.scoring import ScenarioRow
@@ -128,8 +128,8 @@ class _PhysicsBench:
         self.wanted, self.folder = run, RunFolder(folder)
 
     @functools.cached_property
-    def maker(self) -> PipelineMaker:
-        return PipelineMaker(self.wanted.choice)
+    def maker(self) -> VideoMaker:
+        return open_maker(self.wanted.choice)
 
     def run(self, case: PhysicsScenario) -> Record:
         """Make, score and store one scenario."""
