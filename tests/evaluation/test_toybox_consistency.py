@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from onereel.core.errors import ConfigError
 from onereel.evaluation.toybox.compensate import seen_by
 from onereel.evaluation.toybox.consistency import (
+    dynamic_degree_sim,
     first_frame_psnr,
     i2v_subject_sim,
+    motion_smoothness_sim,
     static_psnr,
     subject_consistency_sim,
 )
@@ -240,3 +243,20 @@ def test_descriptors_have_unit_length() -> None:
     video, tracking = tracked("linear")
     rows = descriptors(video, tracking.tracks[0])
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0)
+
+
+def test_moving_is_dynamic_and_standing_smooth() -> None:
+    video, tracking = tracked("linear")
+    fast = dataclasses.replace(tracking, tracks=tuple(_faster(t, 20.0) for t in tracking.tracks))
+    assert dynamic_degree_sim(fast) == 1.0
+    still, standing = frozen(video, tracking)
+    assert dynamic_degree_sim(standing) == 0.0
+    assert motion_smoothness_sim(still) == 1.0
+    assert 0.95 < motion_smoothness_sim(video) < 1.0
+    shaken = alternating(video, 20)
+    assert motion_smoothness_sim(shaken) < motion_smoothness_sim(video) - 0.05
+    assert math.isnan(motion_smoothness_sim(video[:2]))
+
+
+def _faster(track: Any, step: float) -> Any:
+    return dataclasses.replace(track, x=np.arange(len(track.frames)) * step)

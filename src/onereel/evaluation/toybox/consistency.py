@@ -114,3 +114,56 @@ def static_psnr(video: Video, *, fps: int) -> tuple[Floats, float]:
     errors = video[1:].astype(np.float32) - first.astype(np.float32)
     rms = np.sqrt(np.square(errors).mean(axis=(1, 2, 3)))
     return psnr_frames(video[1:], first), theil_sen(rms, step_s=1.0 / fps)
+
+
+def motion_smoothness_sim(video: Video) -> float:
+    """Measure how well every second frame is the mean of its neighbours.
+
+    VBench's motion smoothness with the plainest interpolation in the place of a network's: still
+    videos reach 1, and fast objects lose a little.
+
+    Args:
+        video: uint8 [F, H, W, 3].
+
+    Returns:
+        1 less the mean absolute difference over 255; NaN of fewer than three frames.
+
+    Source:
+        spec/evaluation.md 2.2, motion_smoothness.
+    """
+    if len(video) < 3:
+        return math.nan
+    frames = video.astype(np.float32)
+    before, after = frames[:-2:2], frames[2::2]
+    return float(1 - np.abs((before + after) / 2 - frames[1:-1:2]).mean() / 255)
+
+
+def dynamic_degree_sim(tracking: Tracking) -> float:
+    """Tell whether something in a video moves enough, as VBench's dynamic degree does.
+
+    Its frames are 1/8 s apart, its threshold is 6 pixels of 256, and a fourth of the frames must
+    pass it; the fastest tracked object stands for the strongest optical flow, so that a moving
+    camera alone does not count.
+
+    Args:
+        tracking: of the video.
+
+    Returns:
+        1 or 0; NaN of videos shorter than 1/8 s.
+
+    Source:
+        spec/evaluation.md 2.2, dynamic_degree.
+    """
+    stride = max(1, round(tracking.fps / 8))
+    pairs = (len(tracking.camera) - 1) // stride
+    if pairs < 1:
+        return math.nan
+    fastest = np.zeros(pairs)
+    for thing in tracking.tracks:
+        places = {int(f): (x, y) for f, x, y in zip(thing.frames, thing.x, thing.y, strict=True)}
+        for pair in range(pairs):
+            start, end = places.get(pair * stride), places.get((pair + 1) * stride)
+            if start is not None and end is not None:
+                fastest[pair] = max(fastest[pair], math.dist(start, end))
+    threshold = 6 * min(tracking.height, tracking.width) / 256
+    return float((fastest > threshold).sum() >= max(1, round(pairs / 4)))

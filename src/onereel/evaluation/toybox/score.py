@@ -117,6 +117,8 @@ def _looks(
         "seam_ratio": flicker.seam_ratio(seams, chunk_frames=CHUNK_FRAMES),
     }
     if case.mode == "i2v":
+        values["motion_smoothness_sim"] = consistency.motion_smoothness_sim(video)
+        values["dynamic_degree_sim"] = consistency.dynamic_degree_sim(tracking)
         values["first_frame_psnr"] = consistency.first_frame_psnr(video, truth[0])
         values["i2v_subject_sim"] = consistency.i2v_subject_sim(
             video, tracking, image=truth[0], image_tracking=track(truth[:1], fps=real.fps)
