@@ -144,3 +144,47 @@ def build_llava_parts() -> dict[str, Any]:
 def llava_parts() -> dict[str, Any]:
     """Components of a Magic 1-For-1 pipeline that read the prompt and the picture."""
     return build_llava_parts()
+
+
+def build_magic_checkpoint(folder: Path, parts: dict[str, Any], *, pictures: bool = True) -> Path:
+    """Write a Magic 1-For-1 checkpoint with random weights, as its pipeline saves it.
+
+    Args:
+        folder: to write.
+        parts: what reads texts and pictures, see `build_llava_parts`.
+        pictures: whether it claims to make first pictures.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+
+    from onereel.models.magic_dit.presets import config_from_official
+    from onereel.models.magic_vae.weights import config_from_official as vae_config
+    from onereel.pipelines.magic141 import Magic141ImageToVideoPipeline
+    from onereel.pipelines.magic141_t2v import Magic141Pipeline
+
+    dit = {"hidden_size": 32, "heads_num": 2, "rope_dim_list": (4, 6, 6)}
+    dit |= {"mm_double_blocks_depth": 1, "mm_single_blocks_depth": 1}
+    dit |= {"text_states_dim": 8, "text_states_dim_2": 8}
+    vae = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = HunyuanVideoTransformer3DModel(**config_from_official(dit)).eval()
+        for name, parameter in transformer.named_parameters():
+            if "norm" not in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        decoder = AutoencoderKLHunyuanVideo(**vae_config(vae)[0]).eval()
+    sampling = {"prompt_crop": None, "prompt_tokens": 32, "num_steps": 1}
+    sampling |= {"num_frames": 5, "segment_frames": 5, "height": 16, "width": 32}
+    kind = Magic141Pipeline if pictures else Magic141ImageToVideoPipeline
+    pipeline = kind(**parts, transformer=transformer, vae=decoder, sampling=sampling)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_magic(tmp_path_factory: pytest.TempPathFactory, llava_parts: dict[str, Any]) -> Path:
+    """A Magic 1-For-1 folder; tests must not change it."""
+    return build_magic_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-magic", llava_parts)

@@ -15,6 +15,7 @@ from onereel.media.scale import Pixels, Policy, Scaler
 
 MAX_MEGAPIXELS = 80
 _ORIENTATION_TAG = 0x0112
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # which Pillow would clip, not scale
 _READABLE = "convert it to PNG or JPEG, for example with an image viewer"
 
 
@@ -62,6 +63,31 @@ def load_image(
     if apply_orientation:
         frame = _oriented(frame, _orientation(path))
     return scaler(frame)
+
+
+def read_image(path: str | Path) -> Pixels:
+    """Read an image at its own size, upright, of any mode; transparency becomes black.
+
+    Args:
+        path: an image file.
+
+    Returns:
+        uint8 RGB array [H, W, 3].
+
+    Raises:
+        MediaError: the file is missing, empty, damaged, too large, or not an image.
+    """
+    path = Path(path)
+    width, height = image_size(path)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _DEEP:
+                return rgb_from_pil(image)
+            turned = _orientation(path) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"image {path} is damaged ({error})", hint=_READABLE) from error
+    height, width = (width, height) if turned else (height, width)
+    return load_image(path, height=height, width=width)
 
 
 def resize_frames(frames: Pixels, *, height: int, width: int, policy: Policy = "fit") -> Pixels:

@@ -28,10 +28,12 @@ class SourcePicture:
     Args:
         pixels: uint8 [H, W, 3], of any size.
         origin: where it comes from, for people.
+        path: its file, where it is one that was found.
     """
 
     pixels: Pixels
     origin: str
+    path: Path | None = None
 
 
 class PictureSource(Protocol):
@@ -86,7 +88,8 @@ class FolderPicture:
             )
         with PIL.Image.open(found.path) as image:
             pixels = rgb_from_pil(image)
-        return SourcePicture(pixels, f"{found.path} (similarity {found.similarity:.3f})")
+        origin = f"{found.path} (similarity {found.similarity:.3f})"
+        return SourcePicture(pixels, origin, found.path)
 
 
 @dataclass(frozen=True, slots=True)

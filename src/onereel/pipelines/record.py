@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onereel import __version__
 from onereel.core.errors import ConfigError, MediaError
@@ -17,9 +17,30 @@ from onereel.pipelines.wishes import RunWishes, flag
 
 if TYPE_CHECKING:
     from onereel.pipelines.prepare import RunPlan
+    from onereel.runtime.source import ModelSource
 
 _PACKAGES = ("torch", "diffusers", "transformers", "av")
 _FILES = ("image", "video", "special_tokens")
+
+
+class Recorded(Protocol):
+    """What a plan of any family tells of itself."""
+
+    @property
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """Name and hash of every input file, by kind."""
+
+    @property
+    def output(self) -> str:
+        """The file, or "-"."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The checkpoint."""
+
+    @property
+    def request(self) -> Any:
+        """The video; its `config` is a dataclass of the sampler's settings."""
 
 
 def make_record(plan: RunPlan, *, model_hash: str) -> dict[str, Any]:
@@ -73,14 +94,14 @@ def installed_versions() -> dict[str, str]:
     return {"onereel": __version__, **versions}
 
 
-def sampling_record(plan: RunPlan) -> dict[str, Any]:
+def sampling_record(plan: Recorded) -> dict[str, Any]:
     """Write the sampler's settings as JSON values.
 
     Args:
         plan: the run.
 
     Returns:
-        Every field of `ChunkSampleConfig`.
+        Every field of the config.
     """
     values = dataclasses.asdict(plan.request.config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
@@ -129,7 +150,7 @@ class Repeat:
     record: Mapping[str, Any]
     wishes: RunWishes
 
-    def check(self, plan: RunPlan, changed: Collection[str]) -> None:
+    def check(self, plan: Recorded, changed: Collection[str]) -> None:
         """Refuse a repetition that would not be one.
 
         Args:
@@ -219,7 +240,8 @@ def override(wishes: RunWishes, changes: Mapping[str, Any]) -> RunWishes:
     opposites = {
         "prompt": ("prompts",),
         "prompts": ("prompt",),
-        "image": ("video", "prefix_frames", "prefix_from", "keep_prefix"),
+        "image": ("image_source", "clip", "video", "prefix_frames", "prefix_from", "keep_prefix"),
+        "image_source": ("image",),
         "video": ("image",),
         "seconds": ("num_frames",),
     }

@@ -347,7 +347,7 @@ def write_video(
     assert writer.metadata is not None
     record = writer.metadata  # entries added until the end reach the finished file
     last = -1
-    with _noting(writer), writer:
+    with noting(writer), writer:
         try:
             for chunk in stream_chunks(parts, request, chunks=chunks, prefix=prefix):
                 writer.write(chunk.to_uint8(official_compat=request.config.official_compat))
@@ -363,8 +363,12 @@ def write_video(
 
 
 @contextlib.contextmanager
-def _noting(writer: VideoWriter) -> Iterator[None]:
-    """Say in an interrupt how much of the video is safe."""
+def noting(writer: VideoWriter) -> Iterator[None]:
+    """Say in an interrupt how much of the video is safe.
+
+    Args:
+        writer: of the video.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:

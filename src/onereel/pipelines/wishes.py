@@ -20,6 +20,7 @@ STYLES = ("3d", "anime")
 FIRST_FRAMES = ("static", "dynamic")
 POLICIES = ("fit", "crop", "pad")
 ENDS = ("start", "end")
+CONTINUATIONS = ("picture", "latent")
 
 Lora = tuple[str, float]
 Edit = tuple[int, str, str | int]
@@ -60,6 +61,11 @@ class RunWishes:
         official_compat: reproduce the official code's lengths, tiles and roundings.
         offload: keep on the device only what is working.
         quantize: level to which weights are rounded as they are loaded, see `runtime/quantize.py`.
+        image_source: where the first picture of a Magic 1-For-1 video comes from without `image`:
+            `self`, the model at one frame, or a folder that is searched for the prompt.
+        clip: folder of the CLIP model that searches it.
+        continuation: what a segment of Magic 1-For-1 begins with, `picture` or `latent`.
+        low_memory: load every network when its turn comes, and let it go before the next.
         edits: changes made to a kept run: the generated chunk, counted from 0, from which on one
             holds, `prompt` or `seed`, and its value.
     """
@@ -94,6 +100,10 @@ class RunWishes:
     official_compat: bool = False
     offload: bool = False
     quantize: str | None = None
+    image_source: str | None = None
+    clip: str | None = None
+    continuation: str | None = None
+    low_memory: bool = False
     edits: tuple[Edit, ...] = ()
 
     @classmethod
@@ -157,6 +167,7 @@ def check_wishes(wishes: RunWishes) -> None:
         ("first_frames", FIRST_FRAMES),
         ("policy", POLICIES),
         ("prefix_from", ENDS),
+        ("continuation", CONTINUATIONS),
     ):
         value = getattr(wishes, name)
         if value is not None and value not in known:
@@ -190,14 +201,18 @@ def _check_text(wishes: RunWishes) -> None:
 def _check_together(wishes: RunWishes) -> None:
     pairs = (
         ("prompt", "prompts", "give one text, or a timeline"),
+        ("image", "image_source", "the picture is given, or it is made or found"),
+        ("offload", "low_memory", "both let networks take turns; --low-memory needs the least"),
         ("image", "video", "a video starts with a picture or continues a video"),
         ("seconds", "num_frames", "both are the length of the new video"),
     )
     for first, second, hint in pairs:
-        if getattr(wishes, first) is not None and getattr(wishes, second) is not None:
+        if all(getattr(wishes, name) not in (None, False) for name in (first, second)):
             raise ConfigError(
                 f"{flag(first)} and {flag(second)}", expected="one of them", got="both", hint=hint
             )
+    if wishes.clip is not None and wishes.image_source in (None, "self"):
+        raise ConfigError("--clip", hint="it needs --image-source FOLDER to search")
     if wishes.video is None:
         for name in ("prefix_frames", "prefix_from", "keep_prefix"):
             if getattr(wishes, name) is not None:

@@ -6,6 +6,7 @@ Nothing here touches the network; `onereel models download` is the only command 
 from __future__ import annotations
 
 import importlib.resources
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -16,6 +17,10 @@ from onereel.models.magi_dit.official import OfficialConfig, read_official
 
 DEFAULT_MODEL: Final = "toybox-magi"
 MODEL_INDEX: Final = "model_index.json"
+MAGI1: Final = "magi1"
+MAGIC141: Final = "magic141"
+# Pipelines of Magic 1-For-1; those that are not listed are MAGI-1's.
+_MAGIC_CLASSES: Final = ("Magic141Pipeline", "Magic141ImageToVideoPipeline")
 COMPONENTS: Final = ("transformer", "vae", "text_encoder", "tokenizer")
 # Where the official repository and downloads of it keep the token table.
 _TOKEN_FILES: Final = (
@@ -41,6 +46,20 @@ class ModelSource:
     path: Path
     name: str
     official: OfficialConfig | None = None
+
+    @property
+    def family(self) -> str:
+        """`MAGI1` or `MAGIC141`, by the pipeline that the folder's index names."""
+        return MAGIC141 if self.pipeline_class in _MAGIC_CLASSES else MAGI1
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the pipeline; empty where no index can be read, which its readers report."""
+        try:
+            index = json.loads((self.path / MODEL_INDEX).read_text("utf-8"))
+            return str(index["_class_name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def folder(self, component: str) -> Path:
         """Find the folder of a component.

@@ -19,22 +19,24 @@ import typer
 from onereel import __version__
 from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.progress import QuietListener, format_seconds, make_listener
+from onereel.apps.cli.reading import (
+    Asked,
+    Keep,
+    check_repeat,
+    read_changes,
+    read_wishes,
+    translate,
+)
 from onereel.core.errors import ConfigError
-from onereel.pipelines.timeline import read_timeline
+from onereel.pipelines.families import NAMES, check_family, family_of
 from onereel.pipelines.wishes import RunWishes, check_wishes
+from onereel.runtime.source import MAGIC141
 
 if TYPE_CHECKING:
     from onereel.pipelines.prepare import RunPlan
-    from onereel.pipelines.record import Repeat
     from onereel.pipelines.run import RunResult
 
 MODES = {"t2v": "text to video", "i2v": "image to video", "v2v": "video to video"}
-_OFFICIAL = {  # official name: ours
-    "config_file": "model",
-    "image_path": "image",
-    "prefix_video_path": "video",
-    "output_path": "output",
-}
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 _Text = Annotated[str | None, typer.Option(hidden=True)]
 
@@ -77,6 +79,28 @@ def generate(
     special_tokens: Annotated[
         str | None, typer.Option(metavar="FILE", help="Table of special tokens.")
     ] = None,
+    image_source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="self|FOLDER", help="The first picture: made by the model, or searched."
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="DIR", help="CLIP model that searches FOLDER.")
+    ] = None,
+    keep_image: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="Keep the first picture.")
+    ] = None,
+    from_image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="--image by another name: a kept picture.")
+    ] = None,
+    continuation: Annotated[
+        str | None,
+        typer.Option(metavar="picture|latent", help="What later segments begin with."),
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="A video per line of input: PROMPT [| IMAGE].")
+    ] = False,
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Adapter; repeatable.")
     ] = None,
@@ -84,6 +108,9 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32.")] = None,
     offload: Annotated[
         bool | None, typer.Option("--offload/--no-offload", help="Keep idle networks off the GPU.")
+    ] = None,
+    low_memory: Annotated[
+        bool | None, typer.Option("--low-memory", help="Load every network in its turn only.")
     ] = None,
     quantize: Annotated[
         str | None,
@@ -138,13 +165,19 @@ def generate(
 ) -> None:
     """Make a video from text, an image or a video, chunk by chunk.
 
+    The checkpoint decides which family of models it is. --image-source, --clip, --keep-image,
+    --from-image, --continuation, --interactive and --low-memory are of Magic 1-For-1; --video,
+    --prev-scale, --hq, --duration, --style, --first-frames, --special-tokens, --policy and
+    --prefix-* of MAGI-1.
+
     The file plays while it grows, and Ctrl-C keeps what is finished; `onereel resume OUT.run` goes
     on. The official names
     --config_file, --mode, --image_path, --prefix_video_path and --output_path work as well.
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     show = {name: flags.pop(name) for name in ("plan", "quiet", "as_json")}
-    keep = _Keep(
+    extra = {name: flags.pop(name, None) for name in ("interactive", "keep_image")}
+    keep = Keep(
         folder=flags.pop("run", None),
         off=flags.pop("no_run"),
         latents_only=flags.pop("latents_only"),
@@ -157,108 +190,43 @@ def generate(
     if show["as_json"] and output == "-":
         raise ConfigError("--json and -o -", hint="both write to standard output; choose one")
     with warnings_told(listener), stoppable(listener):
-        changes = read_changes(flags)
-        _go(changes, output, like=like, mode=mode, show=show, keep=keep, listener=listener)
+        asked = Asked(
+            changes=read_changes(flags), output=output, like=like, mode=mode, keep=keep, **extra
+        )
+        if asked.interactive:
+            _interact(asked, show=show, listener=listener)
+        else:
+            _go(asked, show=show, listener=listener)
 
 
-def translate(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the official argument names into ours.
+def _interact(asked: Asked, *, show: Mapping[str, bool], listener: QuietListener) -> None:
+    family = family_of(asked.changes.get("model"))
+    if family != MAGIC141:
+        raise ConfigError(
+            f"--interactive of a {NAMES[family]} checkpoint", expected="a Magic 1-For-1 checkpoint",
+            hint="give --model; MAGI-1 makes one video per `onereel generate`",
+        )  # fmt: skip
+    from onereel.apps.cli.generate_magic import interact
 
-    Args:
-        flags: what was given, by the names of the command's parameters.
-
-    Returns:
-        The same under our names.
-
-    Raises:
-        ConfigError: both names were given, with different values.
-    """
-    ours = dict(flags)
-    pairs = [(official, name, f"--{name}") for official, name in _OFFICIAL.items()]
-    for official, name, shown in [*pairs, ("prompt_", "prompt", "the prompt")]:
-        if official not in ours:
-            continue
-        value = ours.pop(official)
-        if ours.setdefault(name, value) != value:
-            other = "--prompt" if official == "prompt_" else f"--{official}"
-            raise ConfigError(
-                f"{shown} and {other}", expected="the same value or one of them",
-                got=f"'{ours[name]}' and '{value}'", hint="leave one out",
-            )  # fmt: skip
-    return ours
+    interact(asked, sys.stdin, show=show, listener=listener)
 
 
-def read_changes(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn flags into wishes.
-
-    Args:
-        flags: under our names, without those that are no wishes.
-
-    Returns:
-        Fields of `RunWishes` that were asked for.
-
-    Raises:
-        ConfigError: a flag is malformed, or the timeline is wrong.
-    """
-    changes = dict(flags)
-    if "size" in changes:
-        changes["width"], changes["height"] = parse_size(changes.pop("size"))
-    if "lora" in changes:
-        changes["loras"] = tuple(parse_lora(text) for text in changes.pop("lora"))
-    if "prompts" in changes:
-        changes["prompts"] = read_timeline(changes["prompts"]).as_text()
-    return changes
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read a size.
-
-    Args:
-        text: such as `1280x720`.
-
-    Returns:
-        Width and height.
-
-    Raises:
-        ConfigError: it is not of this form.
-    """
-    width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise ConfigError("--size", expected="WxH", got=text, hint="write it as 1280x720")
-    return int(width), int(height)
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """Read an adapter's file and strength.
-
-    Args:
-        text: such as `style.safetensors` or `style.safetensors:0.8`.
-
-    Returns:
-        Path and strength, 1 where none is given.
-    """
-    path, _, scale = text.rpartition(":")
-    try:
-        return (path, float(scale)) if path else (text, 1.0)
-    except ValueError:
-        return text, 1.0  # the colon belongs to the path
-
-
-def _go(
-    changes: dict[str, Any],
-    output: str | None,
-    *,
-    like: str | None,
-    mode: str | None,
-    show: Mapping[str, bool],
-    keep: _Keep,
-    listener: QuietListener,
-) -> None:
+def _go(asked: Asked, *, show: Mapping[str, bool], listener: QuietListener) -> None:
     """Check, then plan or run."""
-    wishes, repeat = _wishes(changes, like)
-    if mode is not None and mode != wishes.mode:
-        _refuse_mode(mode, wishes)
+    changes, output, keep = asked.changes, asked.output, asked.keep
+    wishes, repeat = read_wishes(changes, asked.like)
+    if asked.mode is not None and asked.mode != wishes.mode:
+        _refuse_mode(asked.mode, wishes)
     check_wishes(wishes)
+    family = family_of(wishes.model)
+    check_family(wishes, changes, family=family)
+    if family == MAGIC141:
+        from onereel.apps.cli.generate_magic import make
+
+        make(asked, wishes, repeat=repeat, show=show, listener=listener)
+        return
+    if asked.keep_image is not None:
+        raise ConfigError("--keep-image of a MAGI-1 checkpoint", hint="it makes no first picture")
     from onereel.pipelines.files import check_files
 
     check_files(wishes, output)
@@ -269,15 +237,13 @@ def _go(
 
     plan = prepare(wishes, output)
     if repeat is not None:
-        if plan.output != "-" and Path(plan.output).resolve() == Path(repeat.path).resolve():
-            raise ConfigError(f"output {plan.output}", hint="it is the --like video; set -o")
-        repeat.check(plan, changes)
+        check_repeat(repeat, plan, changes=changes)
     if show["plan"]:
         _print_plan(plan, as_json=show["as_json"])
         return
     listener.say(_summary(plan))
     expected = None if repeat is None else repeat.expected_hash(changes)
-    folder = keep.choose(plan)
+    folder = keep.choose(plan.output)
     if folder is None:
         result = run(plan, listener, expected_hash=expected)
     else:
@@ -312,40 +278,6 @@ def report(result: RunResult, listener: QuietListener, *, as_json: bool) -> None
         print(json.dumps({**values, "speed": speed}, ensure_ascii=False))
     elif result.path != "-":
         print(result.path)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Keep:
-    """Whether and where a run is kept."""
-
-    folder: str | None
-    off: bool
-    latents_only: bool
-
-    def __post_init__(self) -> None:
-        if self.off and self.folder is not None:
-            raise ConfigError("--run and --no-run", expected="one of them", got="both")
-        if self.off and self.latents_only:
-            raise ConfigError("--latents-only and --no-run", hint="nothing would be left")
-
-    def choose(self, plan: RunPlan) -> Path | None:
-        """Choose the folder; None keeps nothing."""
-        from onereel.runs.render import default_folder
-
-        if self.off or (self.folder is None and plan.output == "-"):
-            if self.latents_only:
-                raise ConfigError("--latents-only and -o -", hint="name the folder with --run")
-            return None
-        return default_folder(plan.output) if self.folder is None else Path(self.folder)
-
-
-def _wishes(changes: dict[str, Any], like: str | None) -> tuple[RunWishes, Repeat | None]:
-    if like is None:
-        return RunWishes(**changes), None
-    from onereel.pipelines.record import override, read_repeat
-
-    repeat = read_repeat(like)
-    return override(repeat.wishes, changes), repeat
 
 
 def _refuse_mode(mode: str, wishes: RunWishes) -> None:

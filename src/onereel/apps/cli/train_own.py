@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 
 def _recipe(kind: str, flags: dict[str, Any]) -> Any:
     """Turn the flags into a recipe."""
-    from onereel.apps.cli.generate import parse_size
+    from onereel.apps.cli.reading import parse_size
     from onereel.core.device import pick_device
     from onereel.training.own_base import OwnDataRecipe
     from onereel.training.recipes import override

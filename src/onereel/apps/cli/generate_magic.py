@@ -1,0 +1,213 @@
+"""`onereel generate` with a Magic 1-For-1 checkpoint: plan, run, or a video per line of input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from onereel.apps.cli.progress import QuietListener
+from onereel.apps.cli.reading import Asked, check_repeat, read_wishes
+from onereel.core.errors import ConfigError, OneReelError
+from onereel.pipelines.wishes import RunWishes
+
+if TYPE_CHECKING:
+    from onereel.pipelines.magic_parts import MagicParts
+    from onereel.pipelines.magic_prepare import MagicPlan
+    from onereel.pipelines.record import Repeat
+
+ENDS = ("", "exit", "quit")
+SEPARATOR = " | "
+
+
+def make(
+    asked: Asked,
+    wishes: RunWishes,
+    *,
+    repeat: Repeat | None,
+    show: Mapping[str, bool],
+    listener: QuietListener,
+) -> None:
+    """Check, then plan or run.
+
+    Args:
+        asked: what the command was asked for.
+        wishes: the same with what is repeated.
+        repeat: the run to repeat, or None.
+        show: whether to plan, to be quiet, and to print JSON.
+        listener: is told how it goes.
+    """
+    _refuse_keeping(asked)
+    # Imported late: these bring torch, and the first line is on the screen by now.
+    from onereel.pipelines.magic_prepare import prepare_magic
+    from onereel.pipelines.magic_run import MagicRun
+
+    plan = prepare_magic(wishes, asked.output, keep_image=asked.keep_image, given=asked.changes)
+    if repeat is not None:
+        check_repeat(repeat, plan, changes=asked.changes)
+    if show["plan"]:
+        print_plan(plan, as_json=show["as_json"])
+        return
+    listener.say(summary(plan))
+    expected = None if repeat is None else repeat.expected_hash(asked.changes)
+    from onereel.apps.cli.generate import report
+
+    report(MagicRun(plan, listener).run(expected_hash=expected), listener, as_json=show["as_json"])
+
+
+def _refuse_keeping(asked: Asked) -> None:
+    if asked.keep.latents_only or asked.keep.folder is not None:
+        name = "--latents-only" if asked.keep.latents_only else "--run"
+        raise ConfigError(
+            f"{name} of a Magic 1-For-1 checkpoint", expected="nothing",
+            hint="its videos are written as they are made; Ctrl-C keeps what is finished",
+        )  # fmt: skip
+
+
+def interact(
+    asked: Asked, stream: TextIO, *, show: Mapping[str, bool], listener: QuietListener
+) -> None:
+    """Make a video per line of input; the model is loaded once.
+
+    A line is a prompt, or a prompt and a picture: `a red disc bounces | disc.png`. An empty line,
+    `exit` or the end of the input ends the loop; an error ends only its own line. A given seed
+    holds for every video; else each draws one.
+
+    Args:
+        asked: what the command was asked for; the output's name gets a number.
+        stream: where lines come from.
+        show: whether to be quiet, and to print JSON.
+        listener: is told how it goes.
+
+    Raises:
+        ConfigError: a flag has no meaning here.
+    """
+    for name, value in (
+        ("the prompt", asked.changes.get("prompt")),
+        ("--prompts", asked.changes.get("prompts")),
+        ("--image", asked.changes.get("image")),
+        ("--like", asked.like),
+        ("--plan", show["plan"] or None),
+        ("--keep-image", asked.keep_image),
+        ("-o -", "-" if asked.output == "-" else None),
+    ):
+        if value is not None:
+            hint = f"every line of input is a prompt, or PROMPT{SEPARATOR}IMAGE"
+            raise ConfigError(f"{name} and --interactive", hint=hint)
+    _refuse_keeping(asked)
+    session = _Session(asked, show=show, listener=listener)
+    while True:
+        if stream.isatty():
+            print("prompt> ", end="", file=sys.stderr, flush=True)
+        line = stream.readline().strip()
+        if line.lower() in ENDS:
+            return
+        session.line(line)
+
+
+class _Session:
+    """Videos one after the other from the same networks."""
+
+    def __init__(self, asked: Asked, *, show: Mapping[str, bool], listener: QuietListener) -> None:
+        self.asked, self.show, self.listener = asked, show, listener
+        self._parts: MagicParts | None = None
+        self._hash: str | None = None
+        self._number = 0
+
+    def line(self, line: str) -> None:
+        """Make a video of a line, or print what is wrong with it."""
+        from onereel.apps.cli.main import print_error
+
+        try:
+            self._make(line)
+        except OneReelError as error:
+            self.listener.close()
+            print_error(error)
+
+    def _make(self, line: str) -> None:
+        from onereel.apps.cli.generate import report
+        from onereel.pipelines.magic_prepare import prepare_magic
+        from onereel.pipelines.magic_run import MagicRun, parts_of
+
+        prompt, _, image = line.rpartition(SEPARATOR) if SEPARATOR in line else (line, "", "")
+        changes = {**self.asked.changes, "prompt": prompt.strip()}
+        if image.strip():
+            changes["image"] = image.strip()
+            changes.pop("image_source", None)
+            changes.pop("clip", None)
+        wishes, _ = read_wishes(changes, None)
+        plan = prepare_magic(wishes, self._output(), given=changes)
+        self.listener.say(summary(plan))
+        self._parts = self._parts or parts_of(plan)
+        run = MagicRun(plan, self.listener, parts=self._parts, model_hash=self._hash)
+        result = run.run()
+        self._hash = run.model_hash
+        report(result, self.listener, as_json=self.show["as_json"])
+
+    def _output(self) -> str:
+        """Name the next file that is not there."""
+        base = Path(self.asked.output or "onereel.mp4")
+        while True:
+            self._number += 1
+            path = base.with_name(f"{base.stem}-{self._number}{base.suffix}")
+            if not path.exists():
+                return str(path)
+
+
+def summary(plan: MagicPlan) -> str:
+    """Say in one line what will be made.
+
+    Args:
+        plan: the run.
+
+    Returns:
+        The line.
+    """
+    video, settings = plan.request, plan.settings
+    mode = "text to video" if settings.image is None else "image to video"
+    return (
+        f"{mode}: {video.num_frames} frames, {video.width}x{video.height} at {video.fps} fps "
+        f"({video.num_frames / video.fps:.2f} s), {len(plan.segments)} segments of "
+        f"{video.config.num_steps} steps, seed {video.seed}, to {plan.output}"
+    )
+
+
+def print_plan(plan: MagicPlan, *, as_json: bool) -> None:
+    """Print what would be done, and what it would take.
+
+    Args:
+        plan: the run.
+        as_json: print one JSON object.
+    """
+    from onereel.pipelines.record import command_of, sampling_record
+
+    found = plan.estimate()
+    values: dict[str, Any] = {
+        "family": plan.source.family,
+        "mode": "t2v" if plan.settings.image is None else "i2v",
+        "model": plan.source.name,
+        "output": plan.output,
+        "seed": plan.request.seed,
+        "num_frames": plan.request.num_frames,
+        "num_segments": len(plan.segments),
+        "num_steps": plan.num_steps,
+        "segments": [
+            {"start_s": segment.first_frame() / plan.request.fps, "prompt": text}
+            for segment, text in zip(plan.segments, plan.texts, strict=True)
+        ],
+        "sampling": sampling_record(plan),
+        "estimate": found.to_dict(),
+        "command": command_of(plan.settings, plan.output),
+    }
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    print(summary(plan))
+    print(f"model {plan.source.name}, {found.dtype} on {found.device}")
+    print(f"{found.num_calls} calls of the network, {found.flops / 1e12:.3g} TFLOP")
+    needed = found.resident_bytes if plan.place.turns == "stay" else found.in_turn_bytes
+    free = "unknown" if found.available is None else f"{found.available / 1e9:.2f} GB"
+    print(f"memory about {needed / 1e9:.2f} GB, free {free}")
+    print(values["command"])
