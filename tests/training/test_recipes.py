@@ -121,6 +121,8 @@ def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
         "toybox-magi",
         "toybox-magi-distill",
         "toybox-magic-vae",
+        "toybox-magic",
+        "toybox-magic-distill",
         "cache",
         "lora",
         "finetune",

@@ -67,6 +67,8 @@ class Critic(nn.Module):
         super().__init__()
         self.network = network
         self.conditioning, self.judged = conditioning, judged
+        # How it is sharded over processes.
+        self._no_split_modules = getattr(network, "_no_split_modules", None)
         # Zeros: at first the critic is the network it was made from.
         self.exits = nn.Parameter(torch.zeros(num_exits, width)) if num_exits else None
         self.head = JudgeHead(judged_width) if judged else None

@@ -41,6 +41,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "onereel.training.magic:ToyboxMagicRecipe",
         "the toybox Magic 1-For-1: text to image and image to video in one transformer",
     ),
+    "toybox-magic-distill": (
+        "onereel.training.magic_distill:ToyboxMagicDistillRecipe",
+        "its four-step student: DMD2 with guidance built in",
+    ),
 }
 
 
