@@ -11,9 +11,10 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 
+from onereel.core.errors import ConfigError
 from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.training.engine import Trainer, TrainerConfig
-from onereel.training.magic_vae import MagicVaeMethod, ToyboxMagicVaeRecipe
+from onereel.training.magic_vae import MagicVaeMethod, ToyboxMagicVaeRecipe, start_as_pooling
 from onereel.training.vae import VaeBatches
 
 
@@ -58,3 +59,35 @@ def test_parts_of_the_canvas_and_single_pictures(recipe: ToyboxMagicVaeRecipe) -
     method = MagicVaeMethod(recipe)
     scalars = method.train_step(pictures, 0)
     assert torch.isfinite(scalars["loss"])
+
+
+def test_it_starts_as_an_average_of_pixels() -> None:
+    vae = AutoencoderKLHunyuanVideo(**MAGIC_VAE_PRESETS["toybox-magic"])
+    start_as_pooling(vae)
+    flat = torch.tensor([0.5, -0.2, 0.1])[None, :, None, None, None].expand(1, 3, 5, 32, 32)
+    noisy = flat + 0.3 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        colours = vae.encoder.conv_in(noisy)[:, :6:2]
+        assert torch.allclose(colours, noisy)
+        means = vae.encoder.down_blocks[0].downsamplers[0](vae.encoder.conv_in(noisy))[:, :6:2]
+    blocks = torch.nn.functional.avg_pool3d(noisy, (1, 2, 2))
+    assert torch.allclose(means[..., :-1, :-1], blocks[..., :-1, :-1], atol=1e-5)
+
+
+def test_a_decoder_learns_alone(recipe: ToyboxMagicVaeRecipe, tmp_path: Path) -> None:
+    Trainer(*recipe.build(), config=recipe.trainer, out=tmp_path / "whole", quiet=True).fit()
+    again = dataclasses.replace(recipe, init=str(tmp_path / "whole/export"), decoder_only=True)
+    Trainer(*again.build(), config=again.trainer, out=tmp_path / "decoder", quiet=True).fit()
+    before, after = (
+        AutoencoderKLHunyuanVideo.from_pretrained(tmp_path / name / "export")
+        for name in ("whole", "decoder")
+    )
+    assert after.config.scaling_factor == before.config.scaling_factor
+    changed = {
+        name.partition(".")[0]
+        for name, value in after.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    }
+    assert changed == {"decoder", "post_quant_conv"}
+    with pytest.raises(ConfigError, match="decoder_only: expected init"):
+        MagicVaeMethod(dataclasses.replace(recipe, decoder_only=True))

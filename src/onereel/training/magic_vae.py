@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
+from onereel.core.errors import ConfigError
 from onereel.models.magic_vae.model import use_frame_causal_attention
 from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.training.data import BatchStream, to_video
@@ -36,6 +37,9 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
         crop: convolutions learn from parts of the canvas as well, at a fraction of the cost.
         lr: of AdamW; at 1.5e-3 the latents grow without end and the picture is lost.
         matrix_lr: nothing but attention has matrices.
+        init: folder of a VAE to start from, or empty.
+        decoder_only: train the decoder for the latents of `init`, so that transformers trained on
+            them stay of use.
     """
 
     preset: str = "toybox-magic"
@@ -44,6 +48,8 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
     crop: int | None = 32
     lr: float = 5e-4
     matrix_lr: float | None = None
+    init: str = ""
+    decoder_only: bool = False
 
     def build(self) -> tuple[Method, Stream]:
         """Make the VAE with its optimizer, and the stream of rendered tiles.
@@ -55,15 +61,31 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
 
 
 class MagicVaeMethod(VaeMethod):
-    """Trains a VAE of HunyuanVideo's shape to reconstruct tiles."""
+    """Trains a VAE of HunyuanVideo's shape to reconstruct tiles.
+
+    Args:
+        recipe: the settings.
+    """
+
+    recipe: ToyboxMagicVaeRecipe
 
     decode_options: Mapping[str, Any] = MappingProxyType({})
 
     def make_vae(self) -> nn.Module:
         """Make the network that is trained."""
-        vae = AutoencoderKLHunyuanVideo(**MAGIC_VAE_PRESETS[self.recipe.preset])
-        use_frame_causal_attention(vae)
-        start_as_pooling(vae)
+        recipe = self.recipe
+        if recipe.init:
+            vae = AutoencoderKLHunyuanVideo.from_pretrained(recipe.init)
+            use_frame_causal_attention(vae)
+        else:
+            vae = AutoencoderKLHunyuanVideo(**MAGIC_VAE_PRESETS[recipe.preset])
+            use_frame_causal_attention(vae)
+            start_as_pooling(vae)
+        if recipe.decoder_only:
+            if not recipe.init:
+                raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
         # Several times faster on a CPU; the numbers are the same.
         return vae.to(memory_format=torch.channels_last_3d)
 
@@ -78,16 +100,19 @@ class MagicVaeMethod(VaeMethod):
         Args:
             folder: the diffusers folder; the sheet is `sheet.png` in its parent.
         """
-        exported = AutoencoderKLHunyuanVideo.from_config(dict(self.vae.config))
+        config = {k: v for k, v in self.vae.config.items() if k != "_name_or_path"}
+        exported = AutoencoderKLHunyuanVideo.from_config(config)
         # Rounded first, measured then: the scale is that of the weights that users load.
         state = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
         exported.load_state_dict(state)
         exported.to(self.vae.device)
-        latents = [
-            exported.encode(self.as_input(part).to(exported.device)).latent_dist.mode()
-            for part in torch.split(self.stats_tiles, 16)
-        ]
-        exported.register_to_config(scaling_factor=1 / float(torch.cat(latents).double().std()))
+        if not self.recipe.decoder_only:
+            latents = [
+                exported.encode(self.as_input(part).to(exported.device)).latent_dist.mode()
+                for part in torch.split(self.stats_tiles, 16)
+            ]
+            scale = 1 / float(torch.cat(latents).double().std())
+            exported.register_to_config(scaling_factor=scale)
         for parameter in exported.parameters():
             parameter.data = parameter.data.bfloat16()
         exported.save_pretrained(folder)
