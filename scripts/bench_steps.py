@@ -8,6 +8,8 @@ Videos are made from true first pictures (suite `i2v`), as in the paper, and fro
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 from pathlib import Path
 
 from onereel.apps.cli.counting import Counter
@@ -24,12 +26,16 @@ COLUMNS = {  # heading: measure of suite i2v
 }
 
 
+def _show(counter: Counter, done: int, total: int, _record: object) -> None:
+    counter.show(done, total)
+
+
 def row(model: str, steps: int, args: argparse.Namespace) -> list[float]:
     """Evaluate one model at one number of steps: the columns, their average, and text to video."""
-    values = []
+    values: list[float] = []
     for suite, limit in (("i2v", args.i2v), ("standard", args.t2v)):
         if not limit:
-            values.append(float("nan"))
+            values.append(math.nan)
             continue
         run = ToyboxRun(
             choice=ModelChoice(model=model, steps=steps),
@@ -45,12 +51,13 @@ def row(model: str, steps: int, args: argparse.Namespace) -> list[float]:
                 out=out,
                 workers=args.workers,
                 resume=out.is_dir(),
-                progress=lambda done, total, _, counter=counter: counter.show(done, total),
+                progress=functools.partial(_show, counter),
             ).metrics
+        means = {name: math.nan if m.mean is None else m.mean for name, m in found.items()}
         if suite == "standard":
-            values.append(found["all_correct"].mean)
+            values.append(means["all_correct"])
             continue
-        columns = [found[name].mean for name in COLUMNS.values()]
+        columns = [means[name] for name in COLUMNS.values()]
         values += [*columns, sum(columns) / len(columns)]
     return values
 
