@@ -271,3 +271,40 @@ def test_pictures_of_all_modes(magic: Any, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes((tmp_path / "deep.png").read_bytes()[:200])
     code, _, err = magic(PROMPT, "--image", tmp_path / "torn.png")
     assert code == 3 and "damaged" in err
+
+
+def test_checkpoints_are_accounted_for(
+    tiny_magic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "verify", str(tiny_magic), "--deep"]) == 0
+    assert "all tensors accounted for" in capsys.readouterr().out
+    assert main(["models", "info", str(tiny_magic), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["parts"]) == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    copy = shutil.copytree(tiny_magic, tmp_path / "copy")
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert main(["models", "verify", str(copy)]) == 3
+    assert "PROBLEM" in capsys.readouterr().out
+    assert main(["plan", "--model", str(tiny_magic)]) == 2
+    assert "--plan says what they take" in capsys.readouterr().err
+
+
+def test_networks_go_before_the_next_comes(tiny_magic: Path) -> None:
+    import weakref
+
+    import torch
+
+    from onereel.pipelines.magic_parts import MagicParts, Place
+    from onereel.runtime.magic_source import magic_files
+    from onereel.runtime.source import resolve_model
+
+    place = Place(device=torch.device("cpu"), dtype=torch.float32, turns="reload")
+    parts = MagicParts(magic_files(resolve_model(tiny_magic)), place)
+    text, transformer, vae = parts.texts.text_encoder, parts.transformer, parts.vae
+    llava = weakref.ref(text)
+    del text
+    assert transformer.config.out_channels == 16 and llava() is None
+    network = weakref.ref(parts.bring("transformer"))
+    vae.use_slicing = False
+    assert network() is None and parts.bring("vae").use_slicing is False

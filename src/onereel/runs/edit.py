@@ -15,6 +15,7 @@ from onereel.core.errors import ConfigError
 from onereel.pipelines.wishes import Edit, RunWishes, check_wishes
 from onereel.runs.folder import CHUNKS, INPUTS, RunFolder
 from onereel.runs.render import folder_wishes, opened
+from onereel.runtime.source import MAGI1
 
 
 def undo(path: Path, seconds: float) -> float:
@@ -172,6 +173,7 @@ def control(path: Path, what: str) -> None:
 def _rendering(path: Path) -> RunFolder:
     """Open a run that another process renders."""
     folder = RunFolder(path)
+    folder.require_family(MAGI1)
     try:
         with folder.locked():
             pass

@@ -17,6 +17,7 @@ from onereel.core.config import from_mapping
 from onereel.core.errors import CheckpointError, ConfigError, MediaError
 from onereel.core.files import write_atomically
 from onereel.runs.journal import Journal
+from onereel.runtime.source import MAGI1
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +108,26 @@ class RunFolder:
         text = json.dumps(dataclasses.asdict(manifest), ensure_ascii=False, indent=2) + "\n"
         write_atomically(path / MANIFEST, lambda file: file.write(text.encode()))
         return cls(path)
+
+    @property
+    def family(self) -> str:
+        """Family of the model that makes it; chunks are segments where that is Magic 1-For-1."""
+        return str(self.manifest.record.get("family", MAGI1))
+
+    def require_family(self, family: str) -> None:
+        """Refuse what this run's family does not know.
+
+        Args:
+            family: that knows it.
+
+        Raises:
+            ConfigError: it is another one.
+        """
+        if self.family != family:
+            raise ConfigError(
+                f"{self.path} is a run of model family {self.family}", expected=family,
+                hint="`onereel resume`, `runs` and a new `generate` know both families",
+            )  # fmt: skip
 
     @property
     def output(self) -> Path:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -19,11 +19,12 @@ from onereel.core.files import replace_folder
 from onereel.media.preflight import check_place
 from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.prepare import RunPlan, prepare
-from onereel.pipelines.record import Repeat, installed_versions, sampling_record
+from onereel.pipelines.record import Recorded, Repeat, installed_versions, sampling_record
 from onereel.pipelines.run import RunResult, stream_run
 from onereel.pipelines.stream import VideoChunk
 from onereel.pipelines.wishes import RunWishes
 from onereel.runs.folder import FORMAT, INPUTS, PREVIEW, Manifest, RunFolder
+from onereel.runtime.source import MAGI1
 from onereel.runtime.verify import model_parts
 
 POLL_S = 0.1  # how often a paused run looks for requests
@@ -42,17 +43,37 @@ def default_folder(output: str) -> Path:
     """
     base = Path(output)
     path, number = base.with_suffix(".run"), 2
-    while path.exists() and not _is_replaceable(path):
+    while path.exists() and not is_replaceable(path):
         path = base.with_name(f"{base.stem}-{number}.run")
         number += 1
     return path
 
 
-def _is_replaceable(path: Path) -> bool:
+def is_replaceable(path: Path) -> bool:
+    """Tell whether a folder holds a run of which nothing is left to resume.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Whether a new run may take its place.
+    """
     with contextlib.suppress(Exception):  # whatever is wrong with it, it is left alone
         folder = RunFolder(path)
         return folder.is_finished or not folder.chunks
     return False
+
+
+class Placed(Recorded, Protocol):
+    """What a plan of any family tells of where it runs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of their weights."""
 
 
 class RunKeeper:
@@ -85,7 +106,7 @@ class RunKeeper:
         self._open, self._is_new = contextlib.ExitStack(), folder is None
         if folder is None:
             check_place(path, estimated_bytes=plan_bytes(plan))
-            if path.exists() and any(path.iterdir()) and not _is_replaceable(path):
+            if path.exists() and any(path.iterdir()) and not is_replaceable(path):
                 raise ConfigError(
                     f"--run {path}", expected="a folder that is new, empty or of a finished run",
                     got="one with other contents",
@@ -120,7 +141,7 @@ class RunKeeper:
             manifest = Manifest(
                 format=FORMAT,
                 record=dict(record),
-                output=_relative(self.plan.output, self.path),
+                output=relative_output(self.plan.output, self.path),
                 num_chunks=self.plan.num_chunks,
                 num_given_chunks=self.plan.num_given_chunks,
                 frames_per_chunk=self.plan.frames_per_chunk,
@@ -224,27 +245,37 @@ def plan_bytes(plan: RunPlan) -> int:
     return chunk * request.config.window_size * (plan.num_chunks - plan.num_given_chunks)
 
 
-def _relative(output: str, folder: Path) -> str:
-    """Name the video so that it is found again when both are moved together."""
+def relative_output(output: str, folder: Path) -> str:
+    """Name the video so that it is found again when both are moved together.
+
+    Args:
+        output: the video.
+        folder: of the run.
+
+    Returns:
+        A path from the folder's parent, or an absolute one where the video lies elsewhere.
+    """
     relative = os.path.relpath(Path(output).absolute(), folder.absolute().parent)
     return str(Path(output).absolute()) if relative.startswith(os.pardir) else relative
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[RunFolder]:
+def opened(path: Path, *, family: str = MAGI1) -> Iterator[RunFolder]:
     """Open a run to go on with it: locked, without damaged chunks.
 
     Args:
         path: the folder.
+        family: of the model that makes it.
 
     Yields:
         The run.
 
     Raises:
         MediaError: there is no such run.
-        ConfigError: another process has it.
+        ConfigError: another process has it, or it is a run of another family.
     """
     folder = RunFolder(path)
+    folder.require_family(family)
     with folder.locked():
         yield RunFolder(path)  # read again: the process before may have just ended
 
@@ -319,7 +350,7 @@ def folder_wishes(folder: RunFolder) -> RunWishes:
     return RunWishes.from_settings(folder.settings, where=f"settings of {folder.path}")
 
 
-def check_same(plan: RunPlan, record: Mapping[str, Any], *, where: str) -> None:
+def check_same(plan: Placed, record: Mapping[str, Any], *, where: str) -> None:
     """Refuse to go on where the frames would be others.
 
     Args:

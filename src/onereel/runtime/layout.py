@@ -23,7 +23,7 @@ from onereel.models.magi_vae import weights as vae_weights
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.runtime.quantize import QUANTIZATION, STORED, quantize
 from onereel.runtime.shards import TensorFolder, open_tensors, read_json
-from onereel.runtime.source import MODEL_INDEX, ModelSource
+from onereel.runtime.source import MAGI1, MODEL_INDEX, ModelSource
 from onereel.samplers.plan import ChunkSampleConfig
 
 CONFIG: Final = "config.json"
@@ -321,9 +321,14 @@ def read_sampling(source: ModelSource) -> dict[str, Any]:
         Some fields of `ChunkSampleConfig`, and some of height, width, fps, num_frames and seed.
 
     Raises:
-        ConfigError: a key is unknown.
+        ConfigError: a key is unknown, or the checkpoint is of another family.
         CheckpointError: the entry is not a mapping.
     """
+    if source.family != MAGI1:
+        raise ConfigError(
+            f"model '{source.name}'", expected="a MAGI-1 checkpoint", got=source.pipeline_class,
+            hint="`onereel generate` makes videos with it, and --plan says what they take",
+        )  # fmt: skip
     if source.official is not None:
         return official_sampling(source.official)
     path = source.path / MODEL_INDEX

@@ -55,10 +55,16 @@ def _sizes(folder: Path) -> dict[str, Any]:
 @app.command()
 def info(model: ModelArgument = None, json_: JsonOption = False) -> None:
     """Say what a checkpoint holds; only headers are read."""
-    from onereel.runtime.source import resolve_model
+    from onereel.runtime.source import MAGIC141, resolve_model
     from onereel.runtime.verify import preflight
 
-    _show(preflight(resolve_model(model)), json_=json_)
+    source = resolve_model(model)
+    if source.family != MAGIC141:
+        _show(preflight(source), json_=json_)
+        return
+    from onereel.runtime.magic_verify import verify_magic
+
+    _finish(verify_magic(source, hashed=False), json_=json_)
 
 
 @app.command()
@@ -68,10 +74,20 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Account for every tensor of a checkpoint and hash its weights; exit 3 if anything is off."""
-    from onereel.runtime.source import resolve_model
+    from onereel.runtime.source import MAGIC141, resolve_model
     from onereel.runtime.verify import verify as check
 
-    report = check(resolve_model(model), deep=deep)
+    source = resolve_model(model)
+    if source.family != MAGIC141:
+        _finish(check(source, deep=deep), json_=json_)
+        return
+    from onereel.runtime.magic_verify import verify_magic
+
+    _finish(verify_magic(source, deep=deep), json_=json_)
+
+
+def _finish(report: VerifyReport, *, json_: bool) -> None:
+    """Show a report, and refuse what has problems."""
     _show(report, json_=json_)
     if not report.ok:
         raise CheckpointError(

@@ -13,6 +13,7 @@ from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.plan import size_text
 from onereel.apps.cli.progress import make_listener
 from onereel.core.errors import ConfigError, OneReelError
+from onereel.runtime.source import MAGIC141
 
 if TYPE_CHECKING:
     from onereel.runs.folder import RunFolder
@@ -41,10 +42,17 @@ def resume(
 
     listener = make_listener(quiet=quiet)
     with warnings_told(listener), stoppable(listener):
-        from onereel.runs.run import Run
+        from onereel.runs.folder import RunFolder
 
-        with steering_keys(folder, listener):
-            result = Run(folder, listener=listener).finish(output=output)
+        if RunFolder(folder).family == MAGIC141:
+            from onereel.runs.magic import resume_magic
+
+            result = resume_magic(folder, listener, output=output)
+        else:
+            from onereel.runs.run import Run
+
+            with steering_keys(folder, listener):
+                result = Run(folder, listener=listener).finish(output=output)
         report(result, listener, as_json=json_)
 
 
