@@ -34,7 +34,7 @@ LEVELS = {
 TOP = ("__init__", "__main__")
 
 # Distributions whose import name differs.
-IMPORT_NAMES = {"pillow": "PIL", "beautifulsoup4": "bs4"}
+IMPORT_NAMES = {"pillow": "PIL", "beautifulsoup4": "bs4", "pyyaml": "yaml"}
 # Used when found, never installed by us (docs/dependencies.md): attention backends, and the client
 # that diffusers and transformers bring along.
 FOUND = {"flash_attn", "sageattention", "huggingface_hub", "torchmetrics"}

@@ -9,6 +9,9 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `magi1.py`, `base.py` | the diffusers interface: three pipelines over what they share |
 | `magic141.py`, `magic_sampling.py` | Magic 1-For-1: its pipeline, its stream of segments |
 | `magic141_t2v.py`, `picture_*.py` | text to video by a picture, and where that comes from |
+| `families.py` | which wishes mean something to which family of models |
+| `magic_prepare.py`, `magic_parts.py`, `magic_run.py`, `magic_record.py` | one run of it |
+| `magic_yaml.py` | its official configs |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
 | `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |
 | `listeners.py`, `watch.py`, `previews.py` | how far it is, what it will look like |

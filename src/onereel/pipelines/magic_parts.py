@@ -50,6 +50,7 @@ class MagicParts:
     ) -> None:
         self.files, self.place, self.loras = files, place, tuple(loras)
         self._loaded: dict[str, Any] = {}
+        self._last = ""  # the group that works
 
     @property
     def transformer(self) -> Any:
@@ -80,7 +81,9 @@ class MagicParts:
         Returns:
             The pipeline or network, on the device.
         """
-        turns = self.place.turns
+        if group == self._last and group in self._loaded:
+            return self._loaded[group]
+        turns, self._last = self.place.turns, group
         for other in _GROUPS:
             if other != group and other in self._loaded and turns != "stay":
                 if turns == "reload":

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onereel.core.config import from_mapping
 from onereel.core.device import parse_dtype, pick_device
 from onereel.core.errors import ConfigError, MediaError
@@ -83,6 +85,16 @@ class MagicPlan:
     place: Place
     keep_image: str | None = None
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return self.place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of their weights."""
+        return self.place.dtype
 
     @property
     def segments(self) -> list[Segment]:

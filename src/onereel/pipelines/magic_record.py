@@ -11,6 +11,7 @@ from onereel.pipelines.files import file_hash
 from onereel.pipelines.picture_sources import SourcePicture
 from onereel.pipelines.record import command_of, installed_versions, sampling_record
 from onereel.pipelines.wishes import RunWishes
+from onereel.runtime.source import MAGIC141
 
 if TYPE_CHECKING:
     from onereel.pipelines.magic_prepare import MagicPlan
@@ -39,7 +40,7 @@ def make_magic_record(
     prompts = settings.prompts
     pixels = picture.pixels
     return {
-        "family": plan.source.family,
+        "family": MAGIC141,
         "prompt": settings.prompt,
         **({} if prompts is None else {"timeline": prompts.splitlines()}),
         "segments": list(plan.texts),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
@@ -15,6 +14,7 @@ from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
 from onereel.core.seeds import derive_seed
 from onereel.media import VideoWriter
+from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition
 from onereel.models.magic_vae.model import to_uint8
 from onereel.pipelines.listeners import RunListener, RunProgress
@@ -35,6 +35,18 @@ from onereel.pipelines.run import RunResult, noting
 from onereel.runtime.magic_source import hash_files
 
 
+class RunKeeper(SegmentKeeper, Protocol):
+    """Keeps a whole run."""
+
+    def begin(self, record: Mapping[str, Any], picture: SourcePicture) -> None:
+        """Take the run's record and its first picture before the first segment."""
+        ...
+
+    def end(self, num_frames: int) -> None:
+        """Be told that the video is complete."""
+        ...
+
+
 class MagicRun:
     """Makes the video of one plan.
 
@@ -44,7 +56,9 @@ class MagicRun:
         parts: the networks, when they are used again; None loads them, and lets go what reads
             texts when it is not needed any longer.
         model_hash: of the weights, when it is known.
-        keeper: is given every finished segment.
+        keeper: keeps the run; segments that it holds are not computed.
+        picture: the first one, where it is there already.
+        record: of the same run, when it is gone on with.
     """
 
     def __init__(
@@ -54,13 +68,15 @@ class MagicRun:
         *,
         parts: MagicParts | None = None,
         model_hash: str | None = None,
-        keeper: SegmentKeeper | None = None,
+        keeper: RunKeeper | None = None,
+        picture: SourcePicture | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.listener, self.keeper = plan, listener, keeper
+        self.picture, self.record = picture, record
         self.parts = parts or parts_of(plan)
         self._once = parts is None
         self.model_hash = model_hash
-        self.picture: SourcePicture | None = None
 
     def run(self, *, expected_hash: str | None = None) -> RunResult:
         """Make the video and write it as it comes.
@@ -82,7 +98,14 @@ class MagicRun:
         with torch.no_grad():
             picture = self.picture or self.make_picture()
             record = make_magic_record(self.plan, picture, model_hash=str(self.model_hash))
-            return self._write(self._request(picture), record)
+            if self.record is not None:  # what is gone on with was made from other files
+                record = {**self.record, "versions": record["versions"]}
+            if self.keeper is not None:
+                self.keeper.begin(record, picture)
+            result = self._write(self._request(picture), dict(record))
+            if self.keeper is not None:
+                self.keeper.end(result.num_frames)
+            return result
 
     def _hash(self, expected: str | None) -> None:
         plan = self.plan
@@ -113,7 +136,9 @@ class MagicRun:
             self.listener.say(f"searching {settings.image_source} for the first picture")
             picture = self._found_picture(str(settings.image_source))
         self.listener.say(f"first picture: {picture.origin}")
-        self._show(picture)
+        video, (rows, columns) = plan.request, picture.pixels.shape[:2]
+        if rows < video.height or columns < video.width:
+            self.listener.say(f"it has {columns}x{rows} pixels, and is enlarged")
         if plan.keep_image is not None:
             PIL.Image.fromarray(picture.pixels).save(plan.keep_image)
             self.listener.say(f"kept in {plan.keep_image}; --from-image starts with it")
@@ -125,6 +150,7 @@ class MagicRun:
         config = video.config
         condition = texts.encode_text(self.plan.texts[0])
         negative = texts.encode_text(config.negative_prompt) if config.guided else None
+        del texts  # in low memory, it goes now
         seed = derive_seed(video.seed, "picture")
         pixels = sample_picture(
             self.parts.transformer,
@@ -156,12 +182,6 @@ class MagicRun:
             self.plan.texts[0], height=video.height, width=video.width, seed=video.seed
         )
 
-    def _show(self, picture: SourcePicture) -> None:
-        """Show a small version, where the listener shows pictures."""
-        image = PIL.Image.fromarray(picture.pixels)
-        image.thumbnail((64, 64))
-        self.listener.preview(np.asarray(image, np.uint8)[None])
-
     def _request(self, picture: SourcePicture) -> MagicRequest:
         """Let the texts and the picture be read."""
         plan, video = self.plan, self.plan.request
@@ -190,6 +210,8 @@ class MagicRun:
         """Sample, decode and write; frames beyond the wanted ones are dropped."""
         plan, video = self.plan, self.plan.request
         clock = MagicClock(plan, self.listener)
+        clock.tell()
+        self.listener.preview(_thumbnail(request.picture))
         writer = VideoWriter(
             plan.output, width=video.width, height=video.height, fps=video.fps, metadata=record
         )
@@ -227,8 +249,21 @@ class MagicRun:
             self.parts.vae,
             request=request,
             on_step=on_step,
-            keeper=self.keeper,
+            keeper=None if self.keeper is None else _Counting(self.keeper, clock),
         )
+
+
+class _Counting:
+    """Tells the clock of segments that need not be computed."""
+
+    def __init__(self, keeper: SegmentKeeper, clock: MagicClock) -> None:
+        self.keeper, self.clock, self.save = keeper, clock, keeper.save
+
+    def load(self, index: int) -> torch.Tensor | None:
+        latent = self.keeper.load(index)
+        if latent is not None:
+            self.clock.skip_segment()
+        return latent
 
 
 class MagicClock:
@@ -291,6 +326,14 @@ class MagicClock:
         )
 
 
+def _thumbnail(picture: torch.Tensor) -> Pixels:
+    """Make the first picture [1, 3, H, W] small, for the terminal: uint8 [1, h, w, 3]."""
+    levels = to_uint8(picture[0].permute(1, 2, 0) / 2 + 0.5)
+    image = PIL.Image.fromarray(levels.cpu().numpy())
+    image.thumbnail((64, 64))
+    return np.asarray(image, np.uint8)[None]
+
+
 def parts_of(plan: MagicPlan) -> MagicParts:
     """Stand ready to load a plan's networks.
 
@@ -301,17 +344,3 @@ def parts_of(plan: MagicPlan) -> MagicParts:
         The networks, nothing loaded yet.
     """
     return MagicParts(plan.files, plan.place, loras=plan.settings.loras)
-
-
-def is_same_model(one: MagicPlan, other: MagicPlan) -> bool:
-    """Tell whether two plans take the same networks.
-
-    Args:
-        one: a run.
-        other: another.
-
-    Returns:
-        Whether parts of the one serve the other.
-    """
-    same = (Path(one.source.path), one.place, one.settings.loras)
-    return same == (Path(other.source.path), other.place, other.settings.loras)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,6 +13,7 @@ from onereel.apps.cli.progress import QuietListener
 from onereel.apps.cli.reading import Asked, check_repeat, read_wishes
 from onereel.core.errors import ConfigError, OneReelError
 from onereel.pipelines.wishes import RunWishes
+from onereel.runtime.source import MAGIC141
 
 if TYPE_CHECKING:
     from onereel.pipelines.magic_parts import MagicParts
@@ -39,10 +41,15 @@ def make(
         show: whether to plan, to be quiet, and to print JSON.
         listener: is told how it goes.
     """
-    _refuse_keeping(asked)
+    if asked.keep.latents_only:
+        raise ConfigError(
+            "--latents-only of a Magic 1-For-1 checkpoint", expected="nothing",
+            hint="its videos are written as they are made; Ctrl-C keeps what is finished",
+        )  # fmt: skip
     # Imported late: these bring torch, and the first line is on the screen by now.
     from onereel.pipelines.magic_prepare import prepare_magic
     from onereel.pipelines.magic_run import MagicRun
+    from onereel.runs.magic import keep_run
 
     plan = prepare_magic(wishes, asked.output, keep_image=asked.keep_image, given=asked.changes)
     if repeat is not None:
@@ -54,16 +61,12 @@ def make(
     expected = None if repeat is None else repeat.expected_hash(asked.changes)
     from onereel.apps.cli.generate import report
 
-    report(MagicRun(plan, listener).run(expected_hash=expected), listener, as_json=show["as_json"])
-
-
-def _refuse_keeping(asked: Asked) -> None:
-    if asked.keep.latents_only or asked.keep.folder is not None:
-        name = "--latents-only" if asked.keep.latents_only else "--run"
-        raise ConfigError(
-            f"{name} of a Magic 1-For-1 checkpoint", expected="nothing",
-            hint="its videos are written as they are made; Ctrl-C keeps what is finished",
-        )  # fmt: skip
+    folder = asked.keep.choose(plan.output)
+    if folder is None:
+        result = MagicRun(plan, listener).run(expected_hash=expected)
+    else:
+        result = keep_run(plan, folder, listener=listener, expected_hash=expected)
+    report(result, listener, as_json=show["as_json"])
 
 
 def interact(
@@ -91,69 +94,89 @@ def interact(
         ("--like", asked.like),
         ("--plan", show["plan"] or None),
         ("--keep-image", asked.keep_image),
+        ("--run", asked.keep.folder),
+        ("--latents-only", asked.keep.latents_only or None),
         ("-o -", "-" if asked.output == "-" else None),
     ):
         if value is not None:
             hint = f"every line of input is a prompt, or PROMPT{SEPARATOR}IMAGE"
             raise ConfigError(f"{name} and --interactive", hint=hint)
-    _refuse_keeping(asked)
-    session = _Session(asked, show=show, listener=listener)
+    from onereel.pipelines.magic_prepare import prepare_magic
+
+    def plan_of(changes: dict[str, Any], output: str) -> MagicPlan:
+        wishes, _ = read_wishes({**asked.changes, **changes}, None)
+        if "image" in changes:
+            wishes = dataclasses.replace(wishes, image_source=None, clip=None)
+        return prepare_magic(wishes, output, given=asked.changes)
+
+    session = Session(listener, as_json=show["as_json"])
+    read_lines(stream, session, plan_of=plan_of, output=asked.output or "onereel.mp4")
+
+
+class Session:
+    """Videos one after the other from the same networks.
+
+    Args:
+        listener: is told how it goes.
+        as_json: print one JSON object per video, not the path alone.
+    """
+
+    def __init__(self, listener: QuietListener, *, as_json: bool) -> None:
+        self.listener, self.as_json = listener, as_json
+        self._parts: MagicParts | None = None
+        self._hash: str | None = None
+
+    def make(self, plan: MagicPlan) -> None:
+        """Make a video and say where it is.
+
+        Args:
+            plan: with the same model, device and adapters as those before.
+        """
+        from onereel.apps.cli.generate import report
+        from onereel.pipelines.magic_run import MagicRun, parts_of
+
+        self.listener.say(summary(plan))
+        self._parts = self._parts or parts_of(plan)
+        run = MagicRun(plan, self.listener, parts=self._parts, model_hash=self._hash)
+        result = run.run()
+        self._hash = run.model_hash
+        report(result, self.listener, as_json=self.as_json)
+
+
+def read_lines(
+    stream: TextIO,
+    session: Session,
+    *,
+    plan_of: Callable[[dict[str, Any], str], MagicPlan],
+    output: str,
+) -> None:
+    """Make a video per line, until a line is empty or `exit`, or there is none.
+
+    Args:
+        stream: where lines come from.
+        session: makes the videos.
+        plan_of: plans one from the wishes `prompt` and maybe `image`, and its file.
+        output: whose name gets a number; files that are there stay.
+    """
+    from onereel.apps.cli.main import print_error
+
+    base, number = Path(output), 0
     while True:
         if stream.isatty():
             print("prompt> ", end="", file=sys.stderr, flush=True)
         line = stream.readline().strip()
         if line.lower() in ENDS:
             return
-        session.line(line)
-
-
-class _Session:
-    """Videos one after the other from the same networks."""
-
-    def __init__(self, asked: Asked, *, show: Mapping[str, bool], listener: QuietListener) -> None:
-        self.asked, self.show, self.listener = asked, show, listener
-        self._parts: MagicParts | None = None
-        self._hash: str | None = None
-        self._number = 0
-
-    def line(self, line: str) -> None:
-        """Make a video of a line, or print what is wrong with it."""
-        from onereel.apps.cli.main import print_error
-
-        try:
-            self._make(line)
-        except OneReelError as error:
-            self.listener.close()
-            print_error(error)
-
-    def _make(self, line: str) -> None:
-        from onereel.apps.cli.generate import report
-        from onereel.pipelines.magic_prepare import prepare_magic
-        from onereel.pipelines.magic_run import MagicRun, parts_of
-
+        number += 1
+        while (path := base.with_name(f"{base.stem}-{number}{base.suffix}")).exists():
+            number += 1
         prompt, _, image = line.rpartition(SEPARATOR) if SEPARATOR in line else (line, "", "")
-        changes = {**self.asked.changes, "prompt": prompt.strip()}
-        if image.strip():
-            changes["image"] = image.strip()
-            changes.pop("image_source", None)
-            changes.pop("clip", None)
-        wishes, _ = read_wishes(changes, None)
-        plan = prepare_magic(wishes, self._output(), given=changes)
-        self.listener.say(summary(plan))
-        self._parts = self._parts or parts_of(plan)
-        run = MagicRun(plan, self.listener, parts=self._parts, model_hash=self._hash)
-        result = run.run()
-        self._hash = run.model_hash
-        report(result, self.listener, as_json=self.show["as_json"])
-
-    def _output(self) -> str:
-        """Name the next file that is not there."""
-        base = Path(self.asked.output or "onereel.mp4")
-        while True:
-            self._number += 1
-            path = base.with_name(f"{base.stem}-{self._number}{base.suffix}")
-            if not path.exists():
-                return str(path)
+        changes = {"prompt": prompt.strip()} | ({"image": image.strip()} if image.strip() else {})
+        try:
+            session.make(plan_of(changes, str(path)))
+        except OneReelError as error:
+            session.listener.close()
+            print_error(error)
 
 
 def summary(plan: MagicPlan) -> str:
@@ -185,7 +208,7 @@ def print_plan(plan: MagicPlan, *, as_json: bool) -> None:
 
     found = plan.estimate()
     values: dict[str, Any] = {
-        "family": plan.source.family,
+        "family": MAGIC141,
         "mode": "t2v" if plan.settings.image is None else "i2v",
         "model": plan.source.name,
         "output": plan.output,
