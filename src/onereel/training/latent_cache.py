@@ -191,8 +191,9 @@ def _picture_frame(config: CacheConfig, index: int) -> int:
 def _magic_clips(
     vae: Any, config: CacheConfig, indices: Sequence[int], *, clips: Sequence[Clip]
 ) -> list[dict[str, Tensor]]:
+    del indices
     if config.images_only:
-        return encode_pictures(vae, clips, [_picture_frame(config, index) for index in indices])
+        return encode_pictures(vae, clips)
     return [encode_clip(vae, clip) for clip in clips]
 
 

@@ -74,23 +74,22 @@ def encode_clip(vae: AutoencoderKLHunyuanVideo, clip: Clip) -> dict[str, Tensor]
 
 @torch.no_grad()
 def encode_pictures(
-    vae: AutoencoderKLHunyuanVideo, clips: Sequence[Clip], frames: Sequence[int]
+    vae: AutoencoderKLHunyuanVideo, clips: Sequence[Clip]
 ) -> list[dict[str, Tensor]]:
-    """Encode one frame of every clip.
+    """Encode the first frame of every clip: the picture that its video would be made from.
 
     Args:
         vae: see `load_magic_vae`.
         clips: all of one size.
-        frames: which frame of each.
 
     Returns:
         Of every clip what `encode_clip` returns, with one latent frame.
     """
-    pixels = [torch.as_tensor(c.video)[f] for c, f in zip(clips, frames, strict=True)]
+    pixels = [torch.as_tensor(clip.video)[0] for clip in clips]
     latents = _encode(vae, torch.stack(pixels)[:, None]).unbind()
     found = []
-    for clip, frame, first, latent in zip(clips, frames, pixels, latents, strict=True):
-        maps = scene_maps(clip.episode, [frame])
+    for clip, first, latent in zip(clips, pixels, latents, strict=True):
+        maps = scene_maps(clip.episode, [0])
         images, image_maps = latent.clone(), maps.clone()  # a file holds no tensor twice
         found.append({"latent": latent, "images": images, "maps": maps, "image_maps": image_maps,
                       "first": first.clone()})  # fmt: skip
