@@ -290,7 +290,7 @@ def teacher() -> Mlp:
 def toy_recipe(**changes: Any) -> ToyRecipe:
     loop = {"max_steps": 1500, "warmup_steps": 10, "ema_decay": 0.99, "grad_clip": 10.0}
     trainer = TrainerConfig(**(loop | changes.pop("loop", {})))
-    values = {"guidance": 1.0, "critic_warmup": 100, "lr": 1e-3, "critic_lr": 2e-3, "workers": 0,
+    values = {"critic_warmup": 100, "lr": 1e-3, "critic_lr": 2e-3, "workers": 0,
               "validation_items": 1024, "batch_size": 512, "trainer": trainer}  # fmt: skip
     return ToyRecipe(**(values | changes))
 

@@ -102,6 +102,18 @@ def test_broken_step_is_skipped_and_counted(tmp_path: Path) -> None:
     assert lines[-1]["skipped"] == 1 and {"loss", "lr", "eta_s"} <= set(lines[0])
 
 
+def test_weights_that_a_step_gathered_are_let_go_before_it_acts(tmp_path: Path) -> None:
+    """A sharded network that was asked without a gradient would keep whole, stale weights."""
+    method = _Fit()
+    trainer = _trainer(method, tmp_path)
+    before, seen = method.network[0].weight.clone(), []
+    trainer.spread.reshard = lambda: seen.append(  # type: ignore[method-assign]
+        torch.equal(method.network[0].weight, before)
+    )
+    trainer.train_batch(next(_Numbers().batches(0)))
+    assert seen == [True] and not torch.equal(method.network[0].weight, before)
+
+
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     _trainer(_Fit(), tmp_path, checkpoint_minutes=0.0, keep=2).fit()
     found = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())

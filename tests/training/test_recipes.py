@@ -120,6 +120,7 @@ def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
         "toybox-vae",
         "toybox-magi",
         "toybox-magi-distill",
+        "toybox-magi-dmd",
         "toybox-magic-vae",
         "toybox-magic",
         "toybox-magic-distill",

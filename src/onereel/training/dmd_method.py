@@ -57,7 +57,6 @@ class DmdRecipe:
         cache: folder of the latent cache, or several, separated by commas.
         num_steps: of the student.
         student_sampler: `euler`, as pipelines sample, or `renoise`, as DMD2 does.
-        guidance: strength w of the teacher's guidance, without + w (with - without).
         ratio: steps of the critic per step of the student.
         critic_warmup: steps of the critic alone, at the start.
         critic_exit_embedding: tell the critic at which step a sample left the student's way.
@@ -79,7 +78,6 @@ class DmdRecipe:
     cache: str
     num_steps: int = 4
     student_sampler: str = "euler"
-    guidance: float = 3.0
     ratio: int = 5
     critic_warmup: int = 200
     critic_exit_embedding: bool = True

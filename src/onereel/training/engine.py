@@ -208,6 +208,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         scalars = self._differentiate(to_device(batch, self.device), step)
         self.spread.reduce([p for name in acting for p in self._parameters(name)])
+        self.spread.reshard()  # networks that were asked, but learned nothing
         norm = float(self._clip(acting))
         self.progress.step += 1
         self.progress.samples += count_samples(batch)

@@ -51,6 +51,7 @@ class ToyboxMagicDistillRecipe(DmdRecipe):
 
     Args:
         teacher: base checkpoint, a folder.
+        guidance: strength w of the teacher's guidance, without + w (with - without).
         image_cache: folder of a latent cache of single pictures; not read where `picture_share`
             is 0.
         picture_share: share of the batches that are pictures, so that the student still makes them.
@@ -65,6 +66,7 @@ class ToyboxMagicDistillRecipe(DmdRecipe):
 
     teacher: str = "runs/magic/export"
     cache: str = "runs/toybox-magic-latents"
+    guidance: float = 3.0
     image_cache: str = "runs/toybox-magic-images"
     picture_share: float = 0.2
     t2v_share: float = 0.2

@@ -33,6 +33,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "onereel.training.shortcut:ToyboxDistillRecipe",
         "its few-step student: shortcut distillation with guidance built in",
     ),
+    "toybox-magi-dmd": (
+        "onereel.training.magi_dmd:ToyboxMagiDmdRecipe",
+        "another few-step student: DMD2, a chunk behind clean chunks",
+    ),
     "toybox-magic-vae": (
         "onereel.training.magic_vae:ToyboxMagicVaeRecipe",
         "the toybox VAE in HunyuanVideo's shape: causal, its first frame a picture",

@@ -153,7 +153,7 @@ class ShortcutMethod(Method):
                 self.config, num_steps=number
             )  # refuses what the window does not fit
         self.teacher.requires_grad_(False)
-        self.student = _distilled_copy(self.teacher)
+        self.student = distilled_copy(self.teacher)
         self.target = copy.deepcopy(self.student).requires_grad_(False)
         self.captions = CaptionEncoder(
             self.pipeline.tokenizer, self.pipeline.text_encoder.requires_grad_(False)
@@ -163,7 +163,7 @@ class ShortcutMethod(Method):
         self.optimizers = build_optimizers(
             self.student, lr=recipe.lr, matrix_lr=recipe.matrix_lr, name="student"
         )
-        self.batches = MagiBatches(_pieces_recipe(recipe, self.config), cache)
+        self.batches = MagiBatches(pieces_recipe(recipe, self.config), cache)
         self._reference: Tensor | None = None
         self._followed = -1
         last = list(range(self.batches.count, len(cache)))
@@ -216,21 +216,7 @@ class ShortcutMethod(Method):
         Returns:
             The guided velocity, as `flow.x`; what it says of clean chunks has no meaning.
         """
-        weights = [[self.config.guidance_weights(t) for t in row] for row in flow.times.tolist()]
-        scales = torch.tensor(weights, device=flow.x.device)  # [B, R, 2]
-        frames = flow.x.shape[2] // flow.layout.num_chunks
-        scales = scales.repeat_interleave(frames, dim=1)[:, None, :, None, None]
-        w_prev, w_text = scales.unbind(-1)
-        clean = torch.zeros_like(flow.caption_dropout)
-        clean[:, : flow.layout.num_clean] = True
-        asked = dataclasses.replace(flow, caption_dropout=clean)
-        unasked = dataclasses.replace(flow, caption_dropout=torch.ones_like(clean))
-        null = null_rows(flow, self.teacher.null_caption)
-        with_prev = unasked.predict(self.teacher, null)
-        velocity = (w_prev - w_text) * with_prev + w_text * asked.predict(self.teacher, text)
-        if (w_prev[:, :, flow.layout.num_clean * frames :] != 1).any():
-            velocity = velocity + (1 - w_prev) * self._alone(unasked, null)
-        return velocity
+        return guided_teacher(self.teacher, flow, text=text, config=self.config)
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure how far few steps end from where the guided teacher's finest grid ends.
@@ -316,18 +302,6 @@ class ShortcutMethod(Method):
         safe_end = torch.where(noisy, end, start + 1)
         return shortcut_target(first, second, times=(start, middle, safe_end)) * noisy
 
-    def _alone(self, flow: FlowBatch, null: tuple[Tensor, Tensor]) -> Tensor:
-        """Predict every chunk for itself: no history, no text, positions from zero."""
-        chunks = flow.layout.num_chunks
-        rows = [x.flatten(0, 1)[:, None] for x in (flow.times, *null, flow.caption_dropout)]
-        latent = torch.cat(flow.x.chunk(chunks, dim=2), dim=1)
-        latent = latent.unflatten(1, (chunks, -1)).flatten(0, 1)
-        times, text, mask, dropped = rows
-        output: Tensor = self.teacher(
-            latent, times, text, mask, kv_range=[(0, 1)], caption_dropout=dropped
-        ).sample
-        return torch.cat(output.unflatten(0, (-1, chunks)).unbind(1), dim=2)
-
     @torch.no_grad()
     def _rollout(self, network: Magi1Transformer3DModel, number: int) -> Tensor:
         """Denoise the validation's second chunks from fixed noise; return their latents."""
@@ -359,15 +333,80 @@ class ShortcutMethod(Method):
         return flow.x[:, :, flow.x.shape[2] // 2 :]
 
 
-def _distilled_copy(teacher: Magi1Transformer3DModel) -> Magi1Transformer3DModel:
-    """Copy base weights into a network that expects the step size; it has no weights of its own."""
+def guided_teacher(
+    teacher: Magi1Transformer3DModel,
+    flow: FlowBatch,
+    *,
+    text: tuple[Tensor, Tensor],
+    config: ChunkSampleConfig,
+) -> Tensor:
+    """Compute a teacher's velocity with its guidance.
+
+    Args:
+        teacher: base weights.
+        flow: corrupted pieces.
+        text: rows and visible tokens of every chunk.
+        config: how the teacher is guided.
+
+    Returns:
+        The guided velocity, as `flow.x`; what it says of clean chunks has no meaning.
+    """
+    weights = [[config.guidance_weights(t) for t in row] for row in flow.times.tolist()]
+    scales = torch.tensor(weights, device=flow.x.device)  # [B, R, 2]
+    frames = flow.x.shape[2] // flow.layout.num_chunks
+    scales = scales.repeat_interleave(frames, dim=1)[:, None, :, None, None]
+    w_prev, w_text = scales.unbind(-1)
+    clean = torch.zeros_like(flow.caption_dropout)
+    clean[:, : flow.layout.num_clean] = True
+    asked = dataclasses.replace(flow, caption_dropout=clean)
+    unasked = dataclasses.replace(flow, caption_dropout=torch.ones_like(clean))
+    null = null_rows(flow, teacher.null_caption)
+    with_prev = unasked.predict(teacher, null)
+    velocity = (w_prev - w_text) * with_prev + w_text * asked.predict(teacher, text)
+    if (w_prev[:, :, flow.layout.num_clean * frames :] != 1).any():
+        velocity = velocity + (1 - w_prev) * _alone(teacher, unasked, null)
+    return velocity
+
+
+def _alone(
+    teacher: Magi1Transformer3DModel, flow: FlowBatch, null: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Predict every chunk for itself: no history, no text, positions from zero."""
+    chunks = flow.layout.num_chunks
+    rows = [x.flatten(0, 1)[:, None] for x in (flow.times, *null, flow.caption_dropout)]
+    latent = torch.cat(flow.x.chunk(chunks, dim=2), dim=1)
+    latent = latent.unflatten(1, (chunks, -1)).flatten(0, 1)
+    times, text, mask, dropped = rows
+    output: Tensor = teacher(
+        latent, times, text, mask, kv_range=[(0, 1)], caption_dropout=dropped
+    ).sample
+    return torch.cat(output.unflatten(0, (-1, chunks)).unbind(1), dim=2)
+
+
+def distilled_copy(teacher: Magi1Transformer3DModel) -> Magi1Transformer3DModel:
+    """Copy base weights into a network that expects the step size; it has no weights of its own.
+
+    Args:
+        teacher: base weights.
+
+    Returns:
+        The copy.
+    """
     student = Magi1Transformer3DModel.from_config(teacher.config, enable_distillation=True)
     student.load_state_dict(teacher.state_dict())
     return student
 
 
-def _pieces_recipe(recipe: ToyboxDistillRecipe, config: ChunkSampleConfig) -> ToyboxMagiRecipe:
-    """Say which pieces are drawn: those of the base recipe, without single frames."""
+def pieces_recipe(recipe: Any, config: ChunkSampleConfig) -> ToyboxMagiRecipe:
+    """Say which pieces are drawn: those of the base recipe, without single frames.
+
+    Args:
+        recipe: of a distillation.
+        config: how the teacher samples.
+
+    Returns:
+        A base recipe for `MagiBatches`.
+    """
     return ToyboxMagiRecipe(
         cache=recipe.cache,
         image_cache="",

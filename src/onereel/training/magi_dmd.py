@@ -1,0 +1,230 @@
+"""DMD2 for MAGI: a student that makes one chunk in few steps, behind clean chunks that are given.
+
+The formulas are those of `dmd.py`; MAGI's clock runs the other way (t = 1 - sigma, and its velocity
+is clean - noise). One chunk is in flight, as the toybox checkpoints sample. The teacher is guided
+as its own sampling settings say; the student needs one pass per step. Like the students of the
+shortcut distillation it is told how long its step is.
+
+Not in MAGI-1's report, whose few-step models are distilled by shortcuts (`shortcut.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onereel.core.errors import ConfigError
+from onereel.core.seeds import derive_seed
+from onereel.models.magi_dit.model import Magi1Transformer3DModel
+from onereel.pipelines.magi1 import Magi1Pipeline
+from onereel.pipelines.sampling import sample_config
+from onereel.samplers.schedule import step_size, time_grid
+from onereel.training.captions import CaptionEncoder
+from onereel.training.data import BatchStream
+from onereel.training.dmd import per_item
+from onereel.training.dmd_critic import Critic
+from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
+from onereel.training.engine import Method, Stream, step_generator
+from onereel.training.flow import FlowBatch, FlowShares, corrupt
+from onereel.training.latent_cache import LatentCache, open_caches
+from onereel.training.magi import WIDTH, MagiBatches, export_pipeline
+from onereel.training.magi_layout import Layout
+from onereel.training.shortcut import distilled_copy, guided_teacher, pieces_recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyboxMagiDmdRecipe(DmdRecipe):
+    """Settings of the distillation; those not named here are `DmdRecipe`'s.
+
+    Args:
+        teacher: base checkpoint: a folder, or the name of a shipped one.
+        t2v_share: share of pieces that start a video rather than continue one.
+        i2v_share: share of those whose first latent frame is given.
+    """
+
+    teacher: str = "toybox-magi"
+    cache: str = "runs/toybox-latents"
+    t2v_share: float = 0.35
+    i2v_share: float = 0.4
+
+    def build(self) -> tuple[Method, Stream]:
+        """Make student, critic and teacher, and the stream of cached pieces.
+
+        Returns:
+            The method and the stream.
+        """
+        method = MagiDmdMethod(self, open_caches(self.cache))
+        return method, BatchStream(method.batches, workers=self.workers)
+
+
+class NumberedBatches:
+    """Batches that know their number, from which what is given is drawn.
+
+    Args:
+        batches: the base's.
+    """
+
+    def __init__(self, batches: MagiBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gather batch `index`."""
+        return {**self.batches[index], "number": index}
+
+
+class MagiDmdMethod(DmdMethod):
+    """Distils a MAGI checkpoint.
+
+    Args:
+        recipe: settings.
+        cache: the latents.
+    """
+
+    def __init__(self, recipe: ToyboxMagiDmdRecipe, cache: LatentCache) -> None:
+        self.recipe = recipe
+        self.device = torch.device(recipe.trainer.device)
+        self.pipeline = Magi1Pipeline.from_pretrained(recipe.teacher)
+        text_encoder = self.pipeline.text_encoder.float().to(self.device).requires_grad_(False)
+        # Not in `networks`, and so in no checkpoint: it is what `teacher` names.
+        self.teacher: Magi1Transformer3DModel = self.pipeline.transformer.float().to(self.device)
+        self.config = sample_config(self.pipeline.sampling)
+        self._check()
+        self.captions = CaptionEncoder(self.pipeline.tokenizer, text_encoder)
+        student, network = distilled_copy(self.teacher), copy.deepcopy(self.teacher)
+        self.teacher.requires_grad_(False)
+        base = MagiBatches(pieces_recipe(recipe, self.config), cache)
+        self.batches = NumberedBatches(base)
+        last = list(range(base.count, len(cache)))
+        rng = np.random.default_rng(derive_seed(recipe.trainer.seed, "validation"))
+        self._measured = {
+            name: base.pieces(last, _layout(clean), rng=rng) | {"number": -1}
+            for name, clean in (("start", 0), ("continue", 1))
+        }
+        super().__init__(
+            recipe,
+            student=student,
+            critic=_critic(network, recipe),
+            sigmas=1 - time_grid(recipe.num_steps),
+            teacher_sigmas=1 - time_grid(recipe.teacher_steps),
+        )
+
+    def question(self, batch: Any, rows: slice) -> Question:
+        """Show all networks the same text, clean chunks and first frame; ask for the last chunk."""
+        flow = self._flow(batch, rows)
+        with torch.no_grad():
+            null = self.teacher.null_caption
+            text = self.captions(batch["captions"][rows], flow, null=null)
+        size = step_size(self.recipe.num_steps)
+        told = dataclasses.replace(flow, caption_dropout=torch.zeros_like(flow.caption_dropout))
+        clean = torch.zeros_like(flow.caption_dropout)
+        clean[:, : flow.layout.num_clean] = True
+        asked = dataclasses.replace(flow, caption_dropout=clean)
+
+        def student(x: Tensor, sigma: Tensor) -> Tensor:
+            velocity = _put(told, x, sigma).predict(self.student, text, step_size=size)
+            return _taken(flow, velocity, x, sigma)
+
+        def teacher(x: Tensor, sigma: Tensor) -> Tensor:
+            noisy = _put(flow, x, sigma)
+            velocity = guided_teacher(self.teacher, noisy, text=text, config=self.config)
+            return _taken(flow, velocity, x, sigma)
+
+        def judge(x: Tensor, sigma: Tensor, exit_step: int) -> tuple[Tensor, Tensor | None]:
+            noisy = _put(asked, x, sigma)
+            velocity, logit = self.critic(lambda net: noisy.predict(net, text), exit_step)
+            return _taken(flow, velocity, x, sigma), logit
+
+        chunk = batch["latent"][rows, :, -WIDTH:].to(self.device)
+        return Question(clean=chunk, student=student, teacher=teacher, critic=judge)
+
+    def measured(self) -> dict[str, Any]:
+        """Give pieces that start a video, and pieces that continue one."""
+        return self._measured
+
+    def export(self, folder: Path) -> None:
+        """Write a checkpoint folder that pipelines load, in bfloat16."""
+        student = distilled_copy(self.teacher)
+        student.load_state_dict(self.best_weights())
+        sampling = {
+            **self.pipeline.sampling,
+            "distilled": True,
+            "num_steps": self.recipe.num_steps,
+            # The mix with a prediction without history is MAGI's; this student did not learn it.
+            "near_clean_threshold": 1.0,
+        }
+        export_pipeline(
+            folder,
+            tokenizer=self.pipeline.tokenizer,
+            text_encoder=self.pipeline.text_encoder,
+            transformer=student,
+            vae=self.pipeline.vae,
+            sampling=sampling,
+        )
+
+    def _check(self) -> None:
+        """Refuse teachers and grids for which this is not the way they are sampled."""
+        teacher = self.recipe.teacher
+        if self.teacher.config.enable_distillation:
+            raise ConfigError(f"{teacher}: teacher", expected="base weights", got="distilled ones")
+        if self.config.window_size != 1:
+            got = f"a window of {self.config.window_size}"
+            raise ConfigError(f"{teacher}: teacher", expected="one chunk in flight", got=got)
+        if self.recipe.num_steps == 12:
+            raise ConfigError("num_steps", expected="an even grid", got="12, MAGI's uneven one")
+
+    def _flow(self, batch: Any, rows: slice) -> FlowBatch:
+        """Draw which first frames are given, and how noisy clean chunks are, for all items."""
+        size, layout = len(batch["latent"]), _layout(batch["layout"].num_clean)
+        generator = step_generator(self.recipe.trainer.seed, batch["number"], tag="given")
+        times = 0.95 + 0.05 * torch.rand((size, layout.num_chunks), generator=generator)
+        flow = corrupt(
+            batch["latent"],
+            batch["given"],
+            layout=layout,
+            shares=FlowShares(i2v=self.recipe.i2v_share, drop=0.0),
+            generator=generator,
+            device=self.device,
+            times=times,
+        )
+        return flow.take(rows)
+
+
+def _layout(clean: int) -> Layout:
+    """One noisy chunk behind some clean ones."""
+    return Layout(num_clean=clean, ages=(0,), aligned=True, window=1)
+
+
+def _put(flow: FlowBatch, x: Tensor, sigma: Tensor) -> FlowBatch:
+    """Put a noisy chunk where the last one is; what is given stays."""
+    chunk = torch.where(flow.weight[:, :, -WIDTH:] > 0, x, flow.x[:, :, -WIDTH:])
+    times = torch.cat((flow.times[:, :-1], 1 - sigma[:, None].to(flow.times)), dim=1)
+    latent = torch.cat((flow.x[:, :, :-WIDTH], chunk), dim=2)
+    return dataclasses.replace(flow, x=latent, times=times)
+
+
+def _taken(flow: FlowBatch, velocity: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Take the last chunk's velocity, noise - clean; where frames are given, it leads to them."""
+    known = (x - flow.x[:, :, -WIDTH:]) / per_item(sigma, x)
+    return torch.where(flow.weight[:, :, -WIDTH:] > 0, -velocity[:, :, -WIDTH:], known)
+
+
+def _critic(network: Magi1Transformer3DModel, recipe: ToyboxMagiDmdRecipe) -> Critic:
+    """Make the critic: told beside the time, judging from the middle on."""
+    linear = network.condition_embedder.time_embedder.linear_2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(recipe.trainer.seed, "critic"))
+        return Critic(
+            network,
+            conditioning="condition_embedder.time_embedder",
+            width=linear.out_features,
+            num_exits=recipe.num_steps if recipe.critic_exit_embedding else 0,
+            judged=f"blocks.{len(network.blocks) // 2}" if recipe.adversarial else "",
+            judged_width=network.proj_out.in_features,
+        )
