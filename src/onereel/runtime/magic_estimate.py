@@ -55,6 +55,18 @@ class MagicEstimate:
     in_turn_bytes: int
     available: int | None
 
+    def needed_bytes(self, turns: str) -> int:
+        """Say what must be free on the device.
+
+        Args:
+            turns: `stay`, or how networks take turns; on a CPU `move` moves nothing away.
+
+        Returns:
+            Bytes.
+        """
+        together = turns == "stay" or (turns == "move" and self.device == "cpu")
+        return self.resident_bytes if together else self.in_turn_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -175,11 +187,11 @@ def check_magic_fits(found: MagicEstimate, *, turns: str) -> None:
     Raises:
         OutOfMemory: the device has too little memory; the hint says what would help.
     """
-    needed = found.resident_bytes if turns == "stay" else found.in_turn_bytes
+    needed = found.needed_bytes(turns)
     if found.available is None or needed <= found.available:
         return
     ways = []
-    if turns == "stay" and found.in_turn_bytes <= found.available:
+    if turns != "reload" and found.in_turn_bytes <= found.available:
         ways.append("load networks in turn (--low-memory)")
     if found.dtype == "float32":
         ways.append("use bfloat16 (--dtype bf16)")

@@ -230,7 +230,7 @@ def print_plan(plan: MagicPlan, *, as_json: bool) -> None:
     print(summary(plan))
     print(f"model {plan.source.name}, {found.dtype} on {found.device}")
     print(f"{found.num_calls} calls of the network, {found.flops / 1e12:.3g} TFLOP")
-    needed = found.resident_bytes if plan.place.turns == "stay" else found.in_turn_bytes
+    needed = found.needed_bytes(plan.place.turns)
     free = "unknown" if found.available is None else f"{found.available / 1e9:.2f} GB"
     print(f"memory about {needed / 1e9:.2f} GB, free {free}")
     print(values["command"])
