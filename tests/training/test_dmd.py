@@ -81,7 +81,9 @@ def test_the_gradient_is_that_of_the_divergence_of_two_gaussians() -> None:
     sigma = torch.full((256,), 0.3, dtype=torch.float64)
     noise = torch.randn(256, 1, generator=seeded(1)).double()
     at = Noised(sigma=sigma, noise=noise)
-    found = matching_gradient(x, gaussian(wanted_mean, wanted_std), gaussian(mean, std), at=at)
+    found = matching_gradient(
+        x, real=gaussian(wanted_mean, wanted_std), fake=gaussian(mean, std), at=at
+    )
     noisy = corrupted(x, noise, sigma=sigma)
 
     def score(m: float, s: float) -> Tensor:
@@ -100,13 +102,15 @@ def test_the_loss_has_the_gradient_and_leaves_out_what_does_not_count() -> None:
     x = torch.randn(3, 2, 4, generator=seeded()).requires_grad_(True)
     at = Noised(sigma=torch.full((3,), 0.5), noise=torch.randn(3, 2, 4, generator=seeded(1)))
     counted = torch.tensor([0.0, 1.0, 1.0, 1.0])
-    gradient = matching_gradient(x, gaussian(0.0, 1.0), gaussian(1.0, 1.0), at=at, counted=counted)
+    gradient = matching_gradient(
+        x, real=gaussian(0.0, 1.0), fake=gaussian(1.0, 1.0), at=at, counted=counted
+    )
     assert (gradient[..., 0] == 0).all() and (gradient[..., 1:] != 0).all()
     matching_loss(x, gradient).sum().backward()
     torch.testing.assert_close(x.grad, gradient / 8)
-    same = matching_gradient(x, gaussian(1.0, 1.0), gaussian(1.0, 1.0), at=at)
+    same = matching_gradient(x, real=gaussian(1.0, 1.0), fake=gaussian(1.0, 1.0), at=at)
     assert (same == 0).all()
-    broken = matching_gradient(x, lambda x, s: x / 0, gaussian(1.0, 1.0), at=at)
+    broken = matching_gradient(x, real=lambda x, s: x / 0, fake=gaussian(1.0, 1.0), at=at)
     assert torch.isfinite(broken).all()
 
 
@@ -381,21 +385,39 @@ def test_four_steps_come_close_to_the_data(teacher: Mlp, tmp_path: Path) -> None
 def test_a_resumed_run_ends_with_the_same_bits(teacher: Mlp, tmp_path: Path) -> None:
     def run(folder: str, steps: int) -> dict[str, Tensor]:
         recipe = toy_recipe(
-            loop={"max_steps": steps}, critic_warmup=2, ratio=2, student_sampler="renoise",
-            gan_weight=0.1, gan_critic_weight=0.1, validation_items=32,
+            loop={"max_steps": steps, "validate_minutes": 0.0, "checkpoint_minutes": 0.0},
+            critic_warmup=2, ratio=2, student_sampler="renoise", gan_weight=0.1,
+            gan_critic_weight=0.1, validation_items=32,
         )  # fmt: skip
         method = Toy(recipe, teacher)
         Trainer(method, ToyStream(), config=recipe.trainer, out=tmp_path / folder, quiet=True).fit(
             resume=True
         )
-        assert method._best is not None
-        return {f"{n}.{k}": v for n in method.networks
-                for k, v in method.networks[n].state_dict().items()}  # fmt: skip
+        parts: dict[str, dict[str, Tensor]] = {
+            name: network.state_dict() for name, network in method.networks.items()
+        }
+        parts["best"] = method.best_weights()
+        return {f"{n}.{k}": v for n, state in parts.items() for k, v in state.items()}
 
     whole = run("whole", 8)
     run("broken", 5)
     resumed = run("broken", 8)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_the_best_student_is_kept(teacher: Mlp) -> None:
+    method = Toy(toy_recipe(), teacher)
+    method._remember(2.0)
+    first = {name: value.clone() for name, value in method.student.state_dict().items()}
+    with torch.no_grad():
+        method.student.out.weight += 1
+    method._remember(3.0)
+    assert all(torch.equal(v, first[k]) for k, v in method.best_weights().items())
+    method._remember(1.0)
+    assert not torch.equal(method.best_weights()["out.weight"], first["out.weight"])
+    last = Toy(toy_recipe(keep_best=False), teacher)
+    last._remember(1.0)
+    assert torch.equal(last.best_weights()["out.weight"], last.student.state_dict()["out.weight"])
 
 
 def test_distances_of_latents() -> None:

@@ -237,7 +237,7 @@ class Noised:
 
 @torch.no_grad()
 def matching_gradient(
-    x: Tensor, real: Velocity, fake: Velocity, *, at: Noised, counted: Tensor | None = None
+    x: Tensor, *, real: Velocity, fake: Velocity, at: Noised, counted: Tensor | None = None
 ) -> Tensor:
     """Say in which direction the student's samples are likelier than the teacher's.
 

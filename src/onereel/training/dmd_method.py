@@ -241,7 +241,9 @@ class DmdMethod(Method):
         def fake(x: Tensor, sigma: Tensor) -> Tensor:
             return question.critic(x, sigma, exit_step)[0]
 
-        gradient = matching_gradient(made, question.teacher, fake, at=at, counted=question.counted)
+        gradient = matching_gradient(
+            made, real=question.teacher, fake=fake, at=at, counted=question.counted
+        )
         losses = {"student": matching_loss(made, gradient)}
         if self.settings.gan_weight > 0:
             judged = draws.noised("gan")

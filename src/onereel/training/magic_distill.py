@@ -252,7 +252,7 @@ class MagicDmdMethod(DmdMethod):
         student = type(self.teacher).from_config(self.teacher.config)
         student.load_state_dict(self.best_weights())
         sampling = {**self.wishes, "num_steps": self.recipe.num_steps, "guidance_scale": 1.0}
-        export_magic_pipeline(folder, {**self.parts, "transformer": student}, sampling)
+        export_magic_pipeline(folder, {**self.parts, "transformer": student}, sampling=sampling)
 
     @torch.no_grad()
     def _condition(self, captions: Any, pictures: Tensor | None) -> MagicCondition:
