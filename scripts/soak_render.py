@@ -3,8 +3,10 @@
     python scripts/soak_render.py                 toybox-magi, 14,400 frames, about five minutes
 
 Prints one JSON line: frames, kills, resident memory in the second and in the last tenth of the
-video, and whether latents and frames are those of an unbroken render (`--no-compare` leaves that
-out). Exit code 1 when memory grew by more than 5 % or anything differs.
+video (of the broken render or the unbroken one, whichever grew more), that of each process while it
+wrote (least, median, most; the unbroken one comes last), and whether latents and frames are those
+of an unbroken render (`--no-compare` leaves it out). Exit code 1 when memory grew by more than 5 %
+or anything differs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from onereel.media import stream_video
 from onereel.runs.folder import RunFolder
 
-Samples = list[tuple[int, int]]  # chunks that are kept, resident bytes
+Samples = list[tuple[int, int, bool]]  # chunks that are kept, resident bytes, whether it writes
 
 
 def kept(folder: Path) -> int:
@@ -39,25 +41,49 @@ def resident(pid: int) -> int:
     return int(fields[1]) * 4096
 
 
-def watch(words: list[str], folder: Path, *, kill_at: int | None) -> tuple[Samples, bool]:
+def has_written(video: Path, start: float) -> bool:
+    """Tell whether a process that began at a time has put a chunk into the video."""
+    return video.exists() and video.stat().st_mtime > start
+
+
+def watch(words: list[str], folder: Path, *, kill_at: int | None) -> Samples:
     """Run a command until it ends, or has kept some chunks and is killed."""
-    command = [sys.executable, "-m", "onereel", *words, "--quiet"]
+    command, start = [sys.executable, "-m", "onereel", *words, "--quiet"], time.time()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     samples: Samples = []
     while process.poll() is None:
         time.sleep(0.1)
         count = kept(folder)
         try:
-            samples.append((count, resident(process.pid)))
+            writes = has_written(folder.with_suffix(".mp4"), start)
+            samples.append((count, resident(process.pid), writes))
         except (OSError, IndexError):
             continue
         if kill_at is not None and count >= kill_at:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return samples, True
+            return samples
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed with code {process.returncode}")
-    return samples, False
+    return samples
+
+
+def spread(samples: Samples) -> list[int]:
+    """Return least, median and most resident megabytes of a process from its tenth reading on.
+
+    Only readings while it writes count: loading takes less, and longer on a busy machine.
+    """
+    sizes = [size for _, size, writes in samples if writes]
+    sizes = sizes[len(sizes) // 10 :]
+    return [round(f(sizes) / 1e6) for f in (min, statistics.median, max)]
+
+
+def ends(samples: Samples, seconds: int) -> tuple[float, float]:
+    """Return the mean resident bytes in the second and in the last tenth of a video."""
+    tenth = seconds // 10
+    early = (size for count, size, _ in samples if tenth <= count <= 2 * tenth)
+    late = (size for count, size, _ in samples if count >= seconds - tenth)
+    return statistics.mean(early), statistics.mean(late)
 
 
 def digest(video: Path, folder: Path) -> tuple[int, str]:
@@ -88,23 +114,23 @@ def main() -> int:
         words = ["generate", "a red disc bounces on the floor", "--model", args.model]
         words += ["--seconds", str(args.seconds), "--steps", args.steps, "--seed", "1", "-o"]
         moments = sorted(rng.sample(range(1, args.seconds), args.kills))
-        samples, command = [], [*words, str(video)]
+        processes, command = [], [*words, str(video)]
         for moment in [*moments, None]:
-            samples += watch(command, folder, kill_at=moment)[0]
+            processes.append(watch(command, folder, kill_at=moment))
             command = ["resume", str(folder)]
         frames, found = digest(video, folder)
-        same = None
+        renders, same = [sum(processes, [])], None
         if not args.no_compare:
             other = Path(temporary) / "b.mp4"
-            samples, _ = watch([*words, str(other)], other.with_suffix(".run"), kill_at=None)
+            processes.append(watch([*words, str(other)], other.with_suffix(".run"), kill_at=None))
+            renders.append(processes[-1])
             same = digest(other, other.with_suffix(".run")) == (frames, found)
-    tenth = args.seconds // 10
-    early = statistics.mean(size for count, size in samples if tenth <= count <= 2 * tenth)
-    late = statistics.mean(size for count, size in samples if count >= args.seconds - tenth)
+    early, late = max((ends(one, args.seconds) for one in renders), key=lambda e: e[1] / e[0])
     growth = late / early - 1
     result = {"frames": frames, "kills": len(moments), "killed_at_s": moments, "same": same,
               "early_mb": round(early / 1e6), "late_mb": round(late / 1e6),
-              "growth": round(growth, 4)}  # fmt: skip
+              "growth": round(growth, 4),
+              "processes_mb": [spread(process) for process in processes]}  # fmt: skip
     print(json.dumps(result))  # noqa: T201
     return int(growth > 0.05 or same is False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,10 +67,27 @@ def test_the_sheet_of_a_long_video_stays_small(monkeypatch: pytest.MonkeyPatch) 
     for chunk in range(100):
         latent = torch.full((1, 3, 2, 3, 4), chunk / 100)
         previews.chunk_done(FinishedChunk(chunk, latent, 0))
-        assert len(previews._clean) <= 24
-    shades = [int(picture[0, 0, 0]) for picture in previews._clean]
+        assert len(previews._clean.pictures) <= 24
+    shades = [int(picture[0, 0, 0]) for picture in previews._clean.pictures]
     # Every sixteenth of 200 pictures, from the first on.
     assert shades == [round(n * 16 // 2 / 100 * 127.5 + 127.5) for n in range(13)]
+
+
+def test_the_sheet_holds_no_array_of_a_single_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Such arrays lie between the large buffers of decoding, and the heap grows (docs/log.md).
+    made: list[weakref.ref[Any]] = []
+
+    def record(pictures: Any) -> Any:
+        small = thumbnails(pictures)
+        made.extend((weakref.ref(small), weakref.ref(small.base)))
+        return small
+
+    monkeypatch.setattr(module, "thumbnails", record)
+    monkeypatch.setattr(module, "MAX_PICTURES", 24)
+    previews = make(None, [])
+    for chunk in range(20):
+        previews.chunk_done(FinishedChunk(chunk, torch.zeros(1, 3, 2, 3, 4), 0))
+        assert all(ref() is None for ref in made)
 
 
 def test_a_sheet_that_cannot_be_written_ends_no_render(

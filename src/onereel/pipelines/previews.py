@@ -35,6 +35,53 @@ MAX_PICTURES = (
 THUMBNAIL = 64  # columns of a picture
 
 
+class PictureTable:
+    """Every picture of a video, or every second, fourth and so on: at most `MAX_PICTURES`.
+
+    They lie in one block that is taken once. Arrays of their own, one per chunk, would be strewn
+    over the heap, between the large short-lived buffers of decoding; what these leave behind could
+    then be neither reused whole nor given back, and memory would grow (docs/log.md).
+    """
+
+    def __init__(self) -> None:
+        self._block: Frames = np.empty((0, 1, 1, 3), np.uint8)
+        self._count, self._stride = 0, 1
+
+    @property
+    def pictures(self) -> Frames:
+        """The pictures, uint8 [N, h, w, 3]."""
+        return self._block[: self._count]
+
+    def add(self, pictures: Frames, first: int) -> None:
+        """Copy those pictures of a chunk that belong in the table.
+
+        Args:
+            pictures: uint8 [T, h, w, 3], of one size in all calls.
+            first: the number of the first one in the video.
+        """
+        if not len(self._block):
+            self._block = np.empty((MAX_PICTURES + len(pictures), *pictures.shape[1:]), np.uint8)
+        for picture in self.sparse(pictures, first):
+            self._block[self._count] = picture
+            self._count += 1
+        if self._count > MAX_PICTURES:
+            half = self._block[: self._count : 2]
+            self._block[: len(half)] = half
+            self._count, self._stride = len(half), 2 * self._stride
+
+    def sparse(self, pictures: Frames, first: int) -> list[Frames]:
+        """Select the pictures whose number, counted from `first`, is a multiple of the stride.
+
+        Args:
+            pictures: uint8 [T, h, w, 3].
+            first: the number of the first one in the video.
+
+        Returns:
+            Views of them, [h, w, 3] each.
+        """
+        return [p for number, p in enumerate(pictures, first) if number % self._stride == 0]
+
+
 class Previews:
     """Pictures of a run's latents; nothing where the VAE has no map of colours.
 
@@ -58,8 +105,7 @@ class Previews:
         )  # fmt: skip
         self._before: dict[int, torch.Tensor] = {}
         self._in_flight: dict[int, Frames] = {}
-        self._clean: list[Frames] = []  # every `stride`-th picture, [h, w, 3]
-        self._stride = 1
+        self._clean = PictureTable()
         self._strip_due = 0.0
         self._sheet_due = time.monotonic() + SHEET_INTERVAL_S
 
@@ -99,15 +145,9 @@ class Previews:
             return
         self._before.pop(chunk.index, None)
         self._in_flight.pop(chunk.index, None)
-        first = chunk.index * self.width
-        self._clean += self._sparse(thumbnails(self.colours(chunk.latent).numpy()), first)
-        if len(self._clean) > MAX_PICTURES:
-            self._clean, self._stride = self._clean[::2], 2 * self._stride
+        pictures = thumbnails(self.colours(chunk.latent).numpy())
+        self._clean.add(pictures, chunk.index * self.width)
         self._write_sheet(time.monotonic())
-
-    def _sparse(self, pictures: Frames, first: int) -> list[Frames]:
-        """Keep the pictures whose number, counted from `first`, is a multiple of the stride."""
-        return [p for number, p in enumerate(pictures, first) if number % self._stride == 0]
 
     def close(self) -> None:
         """Write the sheet once more."""
@@ -116,9 +156,9 @@ class Previews:
     def _write_sheet(self, now: float) -> None:
         if self.sheet is None or now < self._sheet_due:
             return
-        pictures = list(self._clean)
+        pictures = list(self._clean.pictures)
         for chunk, flying in sorted(self._in_flight.items()):
-            pictures += self._sparse(thumbnails(flying), chunk * self.width)
+            pictures += self._clean.sparse(thumbnails(flying), chunk * self.width)
         if not pictures:
             return
         begin = time.monotonic()
