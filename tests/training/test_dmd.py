@@ -292,9 +292,14 @@ def teacher() -> Mlp:
 
 
 def toy_recipe(**changes: Any) -> ToyRecipe:
-    loop = {"max_steps": 1500, "warmup_steps": 10, "ema_decay": 0.99, "grad_clip": 10.0}
+    loop: dict[str, Any] = {
+        "max_steps": 1500,
+        "warmup_steps": 10,
+        "ema_decay": 0.99,
+        "grad_clip": 10.0,
+    }
     trainer = TrainerConfig(**(loop | changes.pop("loop", {})))
-    values = {"critic_warmup": 100, "lr": 1e-3, "critic_lr": 2e-3, "workers": 0,
+    values: dict[str, Any] = {"critic_warmup": 100, "lr": 1e-3, "critic_lr": 2e-3, "workers": 0,
               "validation_items": 1024, "batch_size": 512, "trainer": trainer}  # fmt: skip
     return ToyRecipe(**(values | changes))
 
@@ -410,7 +415,7 @@ def test_the_best_student_is_kept(teacher: Mlp) -> None:
     method._remember(2.0)
     first = {name: value.clone() for name, value in method.student.state_dict().items()}
     with torch.no_grad():
-        method.student.out.weight += 1
+        method.student.get_submodule("out").get_parameter("weight").add_(1)
     method._remember(3.0)
     assert all(torch.equal(v, first[k]) for k, v in method.best_weights().items())
     method._remember(1.0)
