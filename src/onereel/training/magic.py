@@ -46,6 +46,7 @@ from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import CHUNK_FRAMES, sample_captions
 
 IMAGE, T2V, I2V, V2V = "image", "t2v", "i2v", "v2v"
+_GROUP = 8  # batches of pictures whose captions are sorted together
 _MAX_GIVEN = 4  # latent frames that a window continues
 
 # What the checkpoint asks of the sampler; see MagicSampleConfig.
@@ -101,8 +102,8 @@ class ToyboxMagicRecipe:
     image_cache: str = "runs/toybox-magic-images"
     tokenizer: str = "runs/toybox-magic-tokenizer"
     batch_size: int = 24
-    image_batch_size: int = 256
-    image_steps: int = 1200
+    image_batch_size: int = 128
+    image_steps: int = 900
     image_every: int = 3
     lengths: tuple[int, ...] = (25, 13)
     shares: tuple[float, ...] = (0.2, 0.45, 0.35)
@@ -185,15 +186,29 @@ class MagicBatches:
         rng = np.random.default_rng(derive_seed(self.seed, "batch", index))
         task, recipe = self.task(index), self.recipe
         if task == IMAGE:
-            size = recipe.image_batch_size
-            places = range(index * size, (index + 1) * size)
-            items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
-            return self.images(items)
+            return self.images(self._alike(index))
         length = int(rng.choice(recipe.lengths))
         size = recipe.batch_size * max(recipe.lengths) // length
         places = range(index * size, (index + 1) * size)
         items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
         return self.gather(items, task, length=length, rng=rng)
+
+    def _alike(self, index: int) -> list[int]:
+        """Choose pictures with captions of about one length for batch `index`.
+
+        The transformer computes on every text token as on every picture token, of which there are
+        16, and a batch is as long as its longest caption: 1.5 times as fast in this way.
+        """
+        size = self.recipe.image_batch_size
+        group, place = divmod(index, _GROUP)
+        places = range(group * _GROUP * size, (group + 1) * _GROUP * size)
+        items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
+        assert self.pictures is not None
+        entries = self.pictures.entries
+        items.sort(key=lambda item: (entries[item]["captions"][0].count(" "), item))
+        order = np.random.default_rng(derive_seed(self.seed, "group", group)).permutation(_GROUP)
+        start = int(order[place]) * size
+        return items[start : start + size]
 
     def images(self, items: Sequence[int]) -> dict[str, Any]:
         """Gather pictures.
@@ -364,7 +379,9 @@ class MagicMethod(Method):
         """Write a checkpoint folder that pipelines load: bfloat16 weights and sampling settings."""
         vae = AutoencoderKLHunyuanVideo.from_pretrained(self.vae_folder)
         export_magic_pipeline(
-            folder, {**self.parts, "transformer": self.dit, "vae": vae}, TOYBOX_MAGIC_SAMPLING
+            folder,
+            {**self.parts, "transformer": self.dit, "vae": vae},
+            sampling=TOYBOX_MAGIC_SAMPLING,
         )
 
     def _losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -426,7 +443,7 @@ def draw_sigmas(
 
 
 def export_magic_pipeline(
-    folder: Path, parts: Mapping[str, Any], sampling: Mapping[str, Any]
+    folder: Path, parts: Mapping[str, Any], *, sampling: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint folder in bfloat16; one that is there is replaced at the end.
 
