@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from transformers import CLIPTextConfig, CLIPTextModel, LlavaForConditionalGeneration
 
@@ -24,24 +23,23 @@ from onereel.models.text.toybox_llava import (
 )
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 
-WIDTH = 1024  # of LLaVA's language model
 
-
-def build(folder: Path) -> Path:
-    """Write a checkpoint of random weights: LLaVA and transformer of about 0.6 GB each."""
+def build(folder: Path, width: int) -> Path:
+    """Write a checkpoint of random weights; at 1024, LLaVA and transformer have 0.6 GB each."""
     train_llama_tokenizer(["a red disc bounces"], folder / "tokens")
     llama, clip = load_tokenizers(folder / "tokens")
     parts = build_toybox_encoders(llama)
     config = parts["text_encoder"].config
-    config.text_config.hidden_size = WIDTH
-    config.text_config.intermediate_size = 4 * WIDTH
+    config.text_config.hidden_size = width
+    config.text_config.intermediate_size = 4 * width
     config.text_config.num_hidden_layers = 9
-    config.text_config.head_dim = WIDTH // config.text_config.num_attention_heads
+    config.text_config.head_dim = width // config.text_config.num_attention_heads
     small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
     text = CLIPTextConfig(vocab_size=len(clip), num_hidden_layers=2, **small)
-    dit = {"hidden_size": 768, "heads_num": 12, "rope_dim_list": (16, 24, 24)}
-    dit |= {"mm_double_blocks_depth": 6, "mm_single_blocks_depth": 9}
-    dit |= {"text_states_dim": WIDTH, "text_states_dim_2": 64}
+    dit = {"hidden_size": 3 * width // 4, "heads_num": 3 * width // 256}
+    dit |= {"rope_dim_list": (16, 24, 24)}
+    dit |= {"mm_double_blocks_depth": 5, "mm_single_blocks_depth": 6}
+    dit |= {"text_states_dim": width, "text_states_dim_2": 64}
     vae = {"block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8}
     pipeline = Magic141Pipeline(
         llama,
@@ -74,12 +72,19 @@ def main() -> None:
     """Print one JSON line per way."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a Magic 1-For-1 checkpoint [one is made]")
+    parser.add_argument("--width", type=int, default=1024, help="of the one that is made")
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    if args.build is not None:
+        build(args.build, args.width)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        with torch.device("cpu"):
-            model = args.model or str(build(folder))
+        model = args.model or str(folder / "model")
+        if args.model is None:  # elsewhere: a child's peak begins at its parent's
+            again = [sys.executable, __file__, "--width", str(args.width), "--build", temporary]
+            subprocess.run(again, check=True)
         for way in ((), ("--offload",), ("--low-memory",)):
             words = ["--device", args.device, *way]
             seconds, megabytes = render(model, folder / "out.mp4", words)

@@ -311,6 +311,22 @@ def official_sampling(config: OfficialConfig) -> dict[str, Any]:
     }
 
 
+def require_magi(source: ModelSource) -> None:
+    """Refuse a checkpoint of another family.
+
+    Args:
+        source: the checkpoint.
+
+    Raises:
+        ConfigError: it is not MAGI-1's.
+    """
+    if source.family != MAGI1:
+        raise ConfigError(
+            f"model '{source.name}'", expected="a MAGI-1 checkpoint", got=source.pipeline_class,
+            hint="`onereel generate` makes videos with it, and --plan says what they take",
+        )  # fmt: skip
+
+
 def read_sampling(source: ModelSource) -> dict[str, Any]:
     """Read a checkpoint's sampling settings.
 
@@ -324,11 +340,7 @@ def read_sampling(source: ModelSource) -> dict[str, Any]:
         ConfigError: a key is unknown, or the checkpoint is of another family.
         CheckpointError: the entry is not a mapping.
     """
-    if source.family != MAGI1:
-        raise ConfigError(
-            f"model '{source.name}'", expected="a MAGI-1 checkpoint", got=source.pipeline_class,
-            hint="`onereel generate` makes videos with it, and --plan says what they take",
-        )  # fmt: skip
+    require_magi(source)
     if source.official is not None:
         return official_sampling(source.official)
     path = source.path / MODEL_INDEX

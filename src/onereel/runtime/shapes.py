@@ -25,6 +25,7 @@ from onereel.runtime.layout import (
     official_kwargs,
     official_sampling,
     read_sampling,
+    require_magi,
 )
 from onereel.runtime.load import target_dtype
 from onereel.runtime.quantize import DYNAMIC, QUANTIZATION, quantize, stored_bytes
@@ -181,6 +182,7 @@ def read_shapes(source: Shaped) -> ModelShapes:
         return _official(source)
     if source.official is not None:
         return _official(source.official)
+    require_magi(source)
     transformer, vae = (
         {k: v for k, v in read_json(source.folder(part) / CONFIG).items() if not k.startswith("_")}
         for part in ("transformer", "vae")
