@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from transformers import CLIPTextConfig, CLIPTextModel, LlavaForConditionalGeneration
@@ -36,7 +37,7 @@ def build(folder: Path, width: int) -> Path:
     config.text_config.head_dim = width // config.text_config.num_attention_heads
     small = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
     text = CLIPTextConfig(vocab_size=len(clip), num_hidden_layers=2, **small)
-    dit = {"hidden_size": 3 * width // 4, "heads_num": 3 * width // 256}
+    dit: dict[str, Any] = {"hidden_size": 3 * width // 4, "heads_num": 3 * width // 256}
     dit |= {"rope_dim_list": (16, 24, 24)}
     dit |= {"mm_double_blocks_depth": 5, "mm_single_blocks_depth": 6}
     dit |= {"text_states_dim": width, "text_states_dim_2": 64}
