@@ -178,7 +178,7 @@ def test_a_folder_is_searched_for_the_picture(magic: Any, tmp_path: Path) -> Non
         (("--policy", "fit"), "--policy of a Magic 1-For-1 checkpoint"),
         (("--no-hq",), "--hq of a Magic 1-For-1 checkpoint"),
         (("--video", "x.mp4"), "--video of a Magic 1-For-1 checkpoint"),
-        (("--latents-only",), "--latents-only"),
+        (("--latents-only", "--num-frames", "9"), "--latents-only with --continuation picture"),
         (("--negative", "grey"), "--negative: expected guidance above 1"),
         (("--size", "40x16"), "width: expected a multiple of 16"),
         (("--continuation", "frames"), "continuation: expected picture or latent"),

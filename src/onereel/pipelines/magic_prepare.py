@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 import warnings
 from collections.abc import Collection
@@ -22,7 +21,7 @@ from onereel.media.scale import Pixels
 from onereel.pipelines.families import check_family
 from onereel.pipelines.files import describe_inputs
 from onereel.pipelines.magic_parts import Place, Turns
-from onereel.pipelines.magic_sampling import MagicSampleConfig, usual_size
+from onereel.pipelines.magic_sampling import MagicSampleConfig, made_frames, usual_size
 from onereel.pipelines.picture_index import SUFFIXES
 from onereel.pipelines.prepare import check_lora
 from onereel.pipelines.timeline import Timeline, parse_timeline
@@ -100,6 +99,11 @@ class MagicPlan:
     def segments(self) -> list[Segment]:
         """The passes."""
         return self.request.config.segments()
+
+    @property
+    def first_text(self) -> str:
+        """The prompt of the first picture; changes to a kept run leave that as it is."""
+        return _timeline(self.settings).entries[0].prompt
 
     @property
     def num_steps(self) -> int:
@@ -306,7 +310,7 @@ def _video(wishes: RunWishes, sampling: MagicSampleConfig, pixels: Pixels | None
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     config = dataclasses.replace(
-        sampling, num_frames=4 * math.ceil((num_frames - 1) / 4) + 1, fps=fps,
+        sampling, num_frames=made_frames(num_frames), fps=fps,
         height=height, width=width, **changes,
     )  # fmt: skip
     if wishes.negative is not None and not config.guided:
@@ -344,7 +348,7 @@ def segment_texts(wishes: RunWishes, video: MagicVideo) -> tuple[str, ...]:
     """Give every segment its prompt.
 
     A prompt of a timeline holds from the first segment on whose new frames start at or after its
-    second.
+    second; changes to a kept run come after it.
 
     Args:
         wishes: with a prompt or a timeline.
@@ -353,13 +357,9 @@ def segment_texts(wishes: RunWishes, video: MagicVideo) -> tuple[str, ...]:
     Returns:
         One prompt per segment.
     """
-    if wishes.prompts is None:
-        assert wishes.prompt is not None
-        timeline = Timeline.single(wishes.prompt)
-    else:
-        timeline = parse_timeline(wishes.prompts)
+    timeline = _timeline(wishes)
     starts = [segment.first_frame() / video.fps for segment in video.config.segments()]
-    texts = tuple(timeline.prompt_at(start) for start in starts)
+    texts = [timeline.prompt_at(start) for start in starts]
     unused = [entry for entry in timeline.entries if entry.prompt not in texts]
     if unused:
         begins = ", ".join(f"{entry.start_s:g} s" for entry in unused)
@@ -369,4 +369,13 @@ def segment_texts(wishes: RunWishes, video: MagicVideo) -> tuple[str, ...]:
             "with one prompt. hint: make the video longer, or put prompts further apart",
             stacklevel=2,
         )
-    return texts
+    for segment, text in sorted(wishes.edited("prompt").items()):
+        texts[segment:] = [text] * len(texts[segment:])
+    return tuple(texts)
+
+
+def _timeline(wishes: RunWishes) -> Timeline:
+    if wishes.prompts is not None:
+        return parse_timeline(wishes.prompts)
+    assert wishes.prompt is not None
+    return Timeline.single(wishes.prompt)

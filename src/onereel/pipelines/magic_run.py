@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +14,10 @@ import torch
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
 from onereel.core.seeds import derive_seed
-from onereel.media import VideoWriter
 from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition
 from onereel.models.magic_vae.model import to_uint8
-from onereel.pipelines.listeners import RunListener, RunProgress
+from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.magic_parts import MagicParts
 from onereel.pipelines.magic_prepare import SELF, MagicPlan, clip_folder
 from onereel.pipelines.magic_record import make_magic_record
@@ -29,17 +29,45 @@ from onereel.pipelines.magic_sampling import (
     sample_picture,
     stream_segments,
 )
+from onereel.pipelines.magic_writing import MagicClock, result_of, write_segments
 from onereel.pipelines.picture_index import PictureIndex
 from onereel.pipelines.picture_sources import FolderPicture, SourcePicture
-from onereel.pipelines.run import RunResult, noting
+from onereel.pipelines.run import RunResult, drain
+from onereel.pipelines.stream import VideoChunk
 from onereel.runtime.magic_source import hash_files
 
 
 class RunKeeper(SegmentKeeper, Protocol):
     """Keeps a whole run."""
 
-    def begin(self, record: Mapping[str, Any], picture: SourcePicture) -> None:
-        """Take the run's record and its first picture before the first segment."""
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        ...
+
+    @property
+    def latents_only(self) -> bool:
+        """Whether nothing is decoded."""
+        ...
+
+    def begin_with(
+        self, picture: SourcePicture, *, record: Mapping[str, Any], vae_hash: str
+    ) -> None:
+        """Take the first picture, the run's record and the VAE's hash before the first segment."""
+        ...
+
+    def steered(self, next_segment: int) -> Sequence[tuple[int, str]]:
+        """Return prompts that came while the video is made.
+
+        Args:
+            next_segment: the first one that has not begun.
+
+        Returns:
+            Segment from which on each holds, and its text.
+
+        Raises:
+            KeyboardInterrupt: the run shall stop here.
+        """
         ...
 
     def end(self, num_frames: int) -> None:
@@ -77,12 +105,28 @@ class MagicRun:
         self.parts = parts or parts_of(plan)
         self._once = parts is None
         self.model_hash = model_hash
+        self._steered: dict[str, Any] = {}  # entries of the record that changed meanwhile
 
     def run(self, *, expected_hash: str | None = None) -> RunResult:
+        """Make the video and write it as it comes; see `stream`.
+
+        Args:
+            expected_hash: of the weights, when only they will do.
+
+        Returns:
+            What was made.
+        """
+        return drain(self.stream(expected_hash=expected_hash))
+
+    @torch.no_grad()
+    def stream(self, *, expected_hash: str | None = None) -> Generator[VideoChunk, None, RunResult]:
         """Make the video and write it as it comes.
 
         Args:
             expected_hash: of the weights, when only they will do.
+
+        Yields:
+            What is on disk, in order; a segment may come in several pieces.
 
         Returns:
             What was made.
@@ -95,17 +139,31 @@ class MagicRun:
         """
         pin_threads()
         self._hash(expected_hash)
-        with torch.no_grad():
-            picture = self.picture or self.make_picture()
-            record = make_magic_record(self.plan, picture, model_hash=str(self.model_hash))
-            if self.record is not None:  # what is gone on with was made from other files
-                record = {**self.record, "versions": record["versions"]}
-            if self.keeper is not None:
-                self.keeper.begin(record, picture)
-            result = self._write(self._request(picture), dict(record))
-            if self.keeper is not None:
-                self.keeper.end(result.num_frames)
-            return result
+        picture, keeper = self.picture or self.make_picture(), self.keeper
+        record = make_magic_record(self.plan, picture, model_hash=str(self.model_hash))
+        if self.record is not None:  # what is gone on with was made from other files
+            record = {**self.record, "versions": record["versions"]}
+        if keeper is not None:
+            vae_hash = hash_files(self.plan.files, parts=("vae",))
+            keeper.begin_with(picture, record=record, vae_hash=vae_hash)
+        request = self._request(picture)
+        clock = MagicClock(self.plan.request, self.listener)
+        clock.tell()
+        self.listener.preview(_thumbnail(request.picture))
+        if keeper is not None and keeper.latents_only:
+            return self._keep_latents(request, keeper, clock=clock, record=record)
+        result = yield from write_segments(
+            self._parts_of(request, clock, decoded=True),
+            video=self.plan.request,
+            output=self.plan.output,
+            record=record,
+            changes=self._steered,
+            clock=clock,
+            official_compat=self.plan.settings.official_compat,
+        )
+        if keeper is not None:
+            keeper.end(result.num_frames)
+        return result
 
     def _hash(self, expected: str | None) -> None:
         plan = self.plan
@@ -148,7 +206,7 @@ class MagicRun:
     def _own_picture(self) -> SourcePicture:
         video, texts = self.plan.request, self.parts.texts
         config = video.config
-        condition = texts.encode_text(self.plan.texts[0])
+        condition = texts.encode_text(self.plan.first_text)
         negative = texts.encode_text(config.negative_prompt) if config.guided else None
         del texts  # in low memory, it goes now
         seed = derive_seed(video.seed, "picture")
@@ -179,7 +237,7 @@ class MagicRun:
         index = PictureIndex(folder, model, processor=processor)
         video = self.plan.request
         return FolderPicture(index)(
-            self.plan.texts[0], height=video.height, width=video.width, seed=video.seed
+            self.plan.first_text, height=video.height, width=video.width, seed=video.seed
         )
 
     def _request(self, picture: SourcePicture) -> MagicRequest:
@@ -187,59 +245,58 @@ class MagicRun:
         plan, video = self.plan, self.plan.request
         config = video.config
         self.listener.say("reading the prompt and the picture")
-        texts = self.parts.texts
-        tokens = texts.encode_image(picture.pixels)
-        read: dict[str, MagicCondition] = {
-            text: texts.encode_prompt(text, tokens)[0] for text in dict.fromkeys(plan.texts)
-        }
-        negative = texts.encode_prompt(config.negative_prompt, tokens)[0] if config.guided else None
-        del texts
-        if self._once:
-            self.parts.release_texts()
+        texts = dict.fromkeys((*plan.texts, *((config.negative_prompt,) if config.guided else ())))
+        read = dict(zip(texts, self._read(picture, list(texts)), strict=True))
         frame = fit_picture(picture.pixels, config, size=(video.height, video.width))
         return MagicRequest(
             picture=frame.to(plan.place.device),
-            conditions=tuple(read[text] for text in plan.texts),
-            negative=negative,
+            conditions=[read[text] for text in plan.texts],
+            negative=read[config.negative_prompt] if config.guided else None,
             config=config,
             seed=video.seed,
+            later_seeds=plan.settings.edited("seed"),
             official_compat=plan.settings.official_compat,
         )
 
-    def _write(self, request: MagicRequest, record: dict[str, Any]) -> RunResult:
-        """Sample, decode and write; frames beyond the wanted ones are dropped."""
-        plan, video = self.plan, self.plan.request
-        clock = MagicClock(plan, self.listener)
-        clock.tell()
-        self.listener.preview(_thumbnail(request.picture))
-        writer = VideoWriter(
-            plan.output, width=video.width, height=video.height, fps=video.fps, metadata=record
-        )
-        assert writer.metadata is not None
-        record = writer.metadata  # entries added until the end reach the finished file
-        with noting(writer), writer:
-            try:
-                for part in self._parts_of(request, clock):
-                    clock.segment = part.index
-                    left = video.num_frames - writer.frames_written
-                    frames = part.frames[:left].permute(0, 2, 3, 1) / 2 + 0.5  # [F, H, W, 3]
-                    compat = plan.settings.official_compat
-                    writer.write(to_uint8(frames, official_compat=compat).cpu().numpy())
-                    clock.written(writer.seconds_written)
-            finally:  # before the writer finishes the file, whatever ended the loop
-                record["frames_written"] = writer.frames_written
-            complete = writer.frames_written == video.num_frames
-            record.update(complete=complete, elapsed_s=round(clock.elapsed_s, 3))
-        return RunResult(
-            path=plan.output,
-            seed=video.seed,
-            num_frames=writer.frames_written,
-            seconds=writer.frames_written / video.fps,
-            elapsed_s=clock.elapsed_s,
-            record=record,
+    def _read(self, picture: SourcePicture, wanted: Sequence[str]) -> list[MagicCondition]:
+        """Let texts be read beside the first picture."""
+        texts = self.parts.texts
+        tokens = texts.encode_image(picture.pixels)
+        found = [texts.encode_prompt(text, tokens)[0] for text in wanted]
+        del texts
+        if self._once:
+            self.parts.release_texts()
+        return found
+
+    def _keep_latents(
+        self,
+        request: MagicRequest,
+        keeper: RunKeeper,
+        *,
+        clock: MagicClock,
+        record: dict[str, Any],
+    ) -> RunResult:
+        """Sample and keep; nothing is decoded."""
+        video, frames = self.plan.request, 0
+        segments = self.plan.segments
+        try:
+            for part in self._parts_of(request, clock, decoded=False):
+                frames = min(4 * segments[part.index].stop - 3, video.num_frames)
+                clock.written(frames / video.fps)
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"the latents of {frames / video.fps:.2f} s are safe in {keeper.path}")
+            raise
+        return result_of(
+            video,
+            str(keeper.path),
+            num_frames=frames,
+            clock=clock,
+            record={**record, **self._steered},
         )
 
-    def _parts_of(self, request: MagicRequest, clock: MagicClock) -> Iterator[MagicSegment]:
+    def _parts_of(
+        self, request: MagicRequest, clock: MagicClock, *, decoded: bool
+    ) -> Iterator[MagicSegment]:
         def on_step(sigma: float, latents: torch.Tensor) -> None:
             del sigma, latents
             clock.step_done()
@@ -249,81 +306,45 @@ class MagicRun:
             self.parts.vae,
             request=request,
             on_step=on_step,
-            keeper=None if self.keeper is None else _Counting(self.keeper, clock),
+            keeper=None if self.keeper is None else _Steered(self, self.keeper, request, clock),
+            decoded=decoded,
         )
 
+    def steer(self, request: MagicRequest, *, segment: int, text: str) -> None:
+        """Show something else from a segment on that has not begun.
 
-class _Counting:
-    """Tells the clock of segments that need not be computed."""
+        Args:
+            request: whose conditions change.
+            segment: the first one.
+            text: the prompt.
+        """
+        assert self.picture is not None and isinstance(request.conditions, list)
+        left = len(request.conditions) - segment
+        request.conditions[segment:] = self._read(self.picture, [text]) * left
+        settings = self.plan.settings.with_prompt_from(segment, text)
+        self.plan = replace(
+            self.plan, settings=settings, texts=(*self.plan.texts[:segment], *[text] * left)
+        )
+        self._steered |= {"settings": settings.to_settings(), "segments": list(self.plan.texts)}
 
-    def __init__(self, keeper: SegmentKeeper, clock: MagicClock) -> None:
-        self.keeper, self.clock, self.save = keeper, clock, keeper.save
+
+class _Steered:
+    """Follows what is asked for between segments, and counts those that need not be computed."""
+
+    def __init__(
+        self, run: MagicRun, keeper: RunKeeper, request: MagicRequest, clock: MagicClock
+    ) -> None:
+        self.run, self.keeper, self.request, self.clock = run, keeper, request, clock
+        self.save = keeper.save
 
     def load(self, index: int) -> torch.Tensor | None:
         latent = self.keeper.load(index)
         if latent is not None:
             self.clock.skip_segment()
-        return latent
-
-
-class MagicClock:
-    """Measures the work of a run; all steps count alike.
-
-    Args:
-        plan: the run.
-        listener: is told how far it is.
-    """
-
-    def __init__(self, plan: MagicPlan, listener: RunListener) -> None:
-        self.plan, self.listener = plan, listener
-        self.num_segments, self.num_steps = len(plan.segments), plan.num_steps
-        self.step, self.segment, self.seconds_done = 0, 0, 0.0
-        self.start = time.monotonic()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since it was made."""
-        return time.monotonic() - self.start
-
-    def step_done(self) -> None:
-        """Count a step."""
-        self.step += 1
-        per_segment = self.plan.request.config.num_steps
-        self.segment = (self.step - 1) // per_segment
-        self.tell()
-
-    def skip_segment(self) -> None:
-        """Count the steps of a segment that need not be computed."""
-        self.step += self.plan.request.config.num_steps
-
-    def written(self, seconds: float) -> None:
-        """Count what is on disk.
-
-        Args:
-            seconds: of video.
-        """
-        self.seconds_done = seconds
-        self.tell()
-
-    def tell(self) -> None:
-        """Tell the listener how far the run is."""
-        video, elapsed = self.plan.request, self.elapsed_s
-        total = video.num_frames / video.fps
-        # Half of the work is sampling, half decoding, roughly.
-        share = (self.step / self.num_steps + self.seconds_done / total) / 2
-        self.listener.progress(
-            RunProgress(
-                chunk=self.segment + 1,
-                num_chunks=self.num_segments,
-                step=self.step,
-                num_steps=self.num_steps,
-                share=min(share, 1.0),
-                seconds_done=self.seconds_done,
-                seconds_total=total,
-                elapsed_s=elapsed,
-                speed=elapsed / max(share * total, 1e-6),
-            )
-        )
+            return latent
+        for segment, text in self.keeper.steered(index):
+            self.run.steer(self.request, segment=segment, text=text)
+        return None
 
 
 def _thumbnail(picture: torch.Tensor) -> Pixels:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
@@ -125,17 +124,34 @@ class MagicSampleConfig:
         """Whether the negative prompt is used."""
         return self.guidance_scale > 1
 
+    @property
+    def spans(self) -> tuple[int, int]:
+        """Latent frames of a whole segment, and those that it shares with the one before."""
+        # A picture is the last of a segment and the first of the next.
+        overlap = self.overlap_latents if self.continuation == "latent" else 1
+        return (self.segment_frames - 1) // 4 + 1, overlap
+
     def segments(self) -> list[Segment]:
         """Plan the passes.
 
         Returns:
             One or more segments in latent frames.
         """
-        total, longest = (self.num_frames - 1) // 4 + 1, (self.segment_frames - 1) // 4 + 1
-        # A picture is the last of a segment and the first of the next.
-        overlap = self.overlap_latents if self.continuation == "latent" else 1
+        total, (longest, overlap) = (self.num_frames - 1) // 4 + 1, self.spans
         longest = longest if total > longest else max(longest, overlap + 1)
         return plan_segments(total, segment_latents=longest, overlap=overlap)
+
+
+def made_frames(num_frames: int) -> int:
+    """Say how many frames the model makes where some are wanted.
+
+    Args:
+        num_frames: at least 1.
+
+    Returns:
+        The next number of the form 4 n + 1.
+    """
+    return 4 * math.ceil((num_frames - 1) / 4) + 1
 
 
 def usual_size(config: MagicSampleConfig, picture: tuple[int, int] = _WIDE) -> tuple[int, int]:
@@ -181,19 +197,23 @@ class MagicRequest:
     Args:
         picture: its first frame, [1, 3, H, W] in [-1, 1], on the device that computes.
         conditions: texts with the prompt, one per segment; the last one holds for all behind it.
-            What they say of the picture stays that of the first picture.
+            What they say of the picture stays that of the first picture. Those of segments that
+            have not begun may change while the video is made.
         negative: texts with the negative prompt; only read with guidance.
         config: sampling settings.
         seed: of all draws.
+        later_seeds: other seeds of the noise, by the segment from which on they hold; what encodes
+            pictures stays with `seed`.
         noise: of the whole video [1, C, T, H/8, W/8] instead of drawing it.
         official_compat: draw the first segment's noise as the official code does.
     """
 
     picture: torch.Tensor
-    conditions: tuple[MagicCondition, ...]
+    conditions: Sequence[MagicCondition]
     negative: MagicCondition | None
     config: MagicSampleConfig
     seed: int
+    later_seeds: Mapping[int, int] = field(default_factory=dict)
     noise: torch.Tensor | None = None
     official_compat: bool = False
 
@@ -243,6 +263,7 @@ def stream_segments(
     request: MagicRequest,
     on_step: OnStep | None = None,
     keeper: SegmentKeeper | None = None,
+    decoded: bool = True,
 ) -> Iterator[MagicSegment]:
     """Make one video segment by segment, and decode it as it comes.
 
@@ -258,6 +279,7 @@ def stream_segments(
         on_step: called after every update with its noise level and the latents; latents that it
             returns take their place.
         keeper: is given every finished segment; segments that it holds are not computed.
+        decoded: whether there are frames; with continuation `picture`, segments need them.
 
     Yields:
         What is new; together the video's latents and frames.
@@ -270,7 +292,7 @@ def stream_segments(
     def encode_last(_latent: Any = None, _overlap: int = 1) -> torch.Tensor:
         return encode_latent(vae, pictures[-1][:, :, None], generator=generator)
 
-    segments, decoder = request.config.segments(), StreamDecoder(vae)
+    segments, decoder = request.config.segments(), SegmentDecoder(vae, request.config)
     for segment, latent in sample_segments(
         segments,
         reference=encode_last(),
@@ -279,19 +301,47 @@ def stream_segments(
     ):
         new = latent[:, :, segment.overlap :]
         is_last = segment.index + 1 == len(segments)
-        if whole:
-            pieces, skip = decoder.push(new, last=is_last), 0
-        else:  # the shared latent frame stands for one picture
-            pieces, skip = StreamDecoder(vae).push(latent, last=True), segment.overlap
-        nothing = latent.new_empty(1, 3, 0, *request.picture.shape[2:])
-        for video in itertools.chain(pieces, (nothing,)):
-            if video.shape[2]:
-                pictures[:] = [video[:, :, -1] * 2 - 1]
-            elif not new.shape[2]:
-                continue  # the latents went out with frames
-            frames = (video[0, :, skip:] * 2 - 1).transpose(0, 1).float()
+        for frames in decoder.push(segment, latent, last=is_last) if decoded else ():
+            pictures[:] = [frames[-1:].clone()]
             yield MagicSegment(new, frames, segment.index)
-            new, skip = new[:, :, :0], 0
+            new = new[:, :, :0]
+        if new.shape[2]:  # else the latents went out with frames
+            nothing = new.new_empty(0, 3, *request.picture.shape[2:], dtype=torch.float32)
+            yield MagicSegment(new, nothing, segment.index)
+
+
+class SegmentDecoder:
+    """Decodes the segments of one video in order.
+
+    Args:
+        vae: the VAE.
+        config: sampling settings that they were made with.
+    """
+
+    def __init__(self, vae: Any, config: MagicSampleConfig) -> None:
+        self._vae, self._stream = vae, StreamDecoder(vae)
+        self._whole = config.continuation == "latent"
+
+    def push(
+        self, segment: Segment, latent: torch.Tensor, *, last: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """Take the next segment, and decode what can be.
+
+        Args:
+            segment: what it makes.
+            latent: all of its latents, [1, C, T, H/8, W/8].
+            last: whether the video ends with it.
+
+        Yields:
+            Frames that were not there before, [F, 3, H, W] in [-1, 1].
+        """
+        if self._whole:
+            pieces, skip = self._stream.push(latent[:, :, segment.overlap :], last=last), 0
+        else:  # the shared latent frame stands for one picture
+            pieces, skip = StreamDecoder(self._vae).push(latent, last=True), segment.overlap
+        for video in pieces:
+            yield (video[0, :, skip:] * 2 - 1).transpose(0, 1).float()
+            skip = 0
 
 
 class _SegmentMaker:
@@ -341,12 +391,15 @@ def _noise(
 ) -> torch.Tensor:
     batch, channels, _, height, width = reference.shape
     shape = (batch, channels, segment.num_latents, height, width)
+    changed = [first for first in request.later_seeds if first <= segment.index]
+    seed = request.later_seeds[max(changed)] if changed else request.seed
     if request.noise is not None:
         noise = request.noise[:, :, segment.start : segment.stop]
     elif request.official_compat and segment.index == 0:
-        noise = official_noise(shape, generator, dtype=reference.dtype)
+        source = torch.Generator().manual_seed(seed) if changed else generator
+        noise = official_noise(shape, source, dtype=reference.dtype)
     else:
-        noise = chunk_noise(request.seed, segment.index, shape=shape)
+        noise = chunk_noise(seed, segment.index, shape=shape)
     return noise.to(reference.device)
 
 

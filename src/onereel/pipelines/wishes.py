@@ -136,6 +136,19 @@ class RunWishes:
         """
         return {chunk: value for chunk, kind, value in self.edits if kind == name}
 
+    def with_prompt_from(self, chunk: int, prompt: str) -> RunWishes:
+        """Show something else from a chunk on, instead of what was asked for before; seeds stay.
+
+        Args:
+            chunk: generated chunk, counted from 0.
+            prompt: what is shown.
+
+        Returns:
+            The wishes.
+        """
+        others = (edit for edit in self.edits if edit[1] != "prompt" or edit[0] < chunk)
+        return dataclasses.replace(self, edits=(*others, (chunk, "prompt", prompt)))
+
     def to_settings(self) -> dict[str, Any]:
         """Write the wishes that differ from the default as plain values for JSON."""
         values = dataclasses.asdict(self)

@@ -17,10 +17,11 @@ from onereel.pipelines.run import RunResult, given_prefix, write_video
 from onereel.pipelines.stream import Prefix, VideoChunk
 from onereel.pipelines.watch import RunClock
 from onereel.runs.folder import RunFolder
-from onereel.runs.render import folder_wishes, opened, with_copies
+from onereel.runs.keeper import folder_wishes, opened
+from onereel.runs.render import with_copies
 from onereel.runtime.layout import vae_part
 from onereel.runtime.load import load_part
-from onereel.runtime.source import ModelSource
+from onereel.runtime.source import MAGI1, ModelSource
 from onereel.runtime.verify import hash_parts, model_parts, vae_hash
 from onereel.samplers.engine import FinishedChunk, finish_chunk
 
@@ -56,10 +57,10 @@ def decode(
         CheckpointError: the VAE's weights are others now.
         OutOfMemory: the smallest tiles need too much.
     """
-    with opened(path) as folder:
+    with opened(path, family=MAGI1) as folder:
         record, plan = folder.manifest.record, _plan(folder, output, device)
         check_vae(folder, plan.source)
-        chunks = _whole_chunks(folder, listener)
+        chunks = folder.whole_chunks(listener.say)
         vae = _load_vae(plan, tile)
         if str(plan.device) != record["device"]:
             listener.say(
@@ -120,28 +121,26 @@ def check_vae(folder: RunFolder, source: ModelSource) -> None:
         if known
         else (str(folder.manifest.record["model_hash"]), hash_parts(model_parts(source)))
     )
+    check_hash(wanted, found, path=folder.path, name=source.name)
+
+
+def check_hash(wanted: str, found: str, *, path: Path, name: str) -> None:
+    """Refuse to decode with other weights than a run was made with.
+
+    Args:
+        wanted: their hash.
+        found: of those that are there.
+        path: of the run.
+        name: of the checkpoint.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     if wanted != found:
         raise CheckpointError(
-            f"the weights of model '{source.name}' have changed since {folder.path} was made",
+            f"the weights of model '{name}' have changed since {path} was made",
             expected=f"hash {wanted[:12]}", got=found[:12], hint="bring the old weights back",
         )  # fmt: skip
-
-
-def _whole_chunks(folder: RunFolder, listener: RunListener) -> range:
-    """Find the chunks up to the first damaged one."""
-    first = folder.manifest.num_given_chunks
-    stop = first
-    for chunk in folder.chunks:
-        problem = folder.problem_of(chunk)
-        if problem is not None:
-            listener.say(f"{problem}; decoding what lies before, `onereel resume` mends it")
-            break
-        stop += 1
-    if stop == first:
-        raise ConfigError(
-            f"{folder.path} keeps no chunk", hint=f"`onereel resume {folder.path}` computes them"
-        )
-    return range(first, stop)
 
 
 def _finished(

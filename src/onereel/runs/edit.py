@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 from onereel.core.errors import ConfigError
+from onereel.pipelines.magic_sampling import made_frames
 from onereel.pipelines.wishes import Edit, RunWishes, check_wishes
 from onereel.runs.folder import CHUNKS, INPUTS, RunFolder
-from onereel.runs.render import folder_wishes, opened
+from onereel.runs.keeper import folder_wishes, opened
 from onereel.runtime.source import MAGI1
 
 
@@ -70,7 +71,8 @@ def extend(path: Path, seconds: float, *, prompt: str | None = None) -> float:
     Args:
         path: folder of the run.
         seconds: more of them.
-        prompt: what the new chunks show; None keeps the last prompt.
+        prompt: what the new chunks show; None keeps the last prompt. A segment of Magic 1-For-1
+            that the end had cut short is made anew, whole, and counts as new.
 
     Returns:
         The new length in seconds.
@@ -79,11 +81,14 @@ def extend(path: Path, seconds: float, *, prompt: str | None = None) -> float:
         ConfigError: the length is not positive, or the run is in use.
     """
     with opened(path) as folder:
-        record, first = folder.manifest.record, folder.end
+        record = folder.manifest.record
         frames = round(seconds * record["fps"])
         if frames < 1:
             raise ConfigError("--seconds", expected="at least one frame", got=seconds)
-        wishes = _changed(folder, first, prompt=prompt, seed=None)
+        first, wishes = _grown_from(folder, frames), folder_wishes(folder)
+        if prompt is not None:
+            check_wishes(RunWishes(prompt=prompt))
+            wishes = wishes.with_prompt_from(first - folder.manifest.num_given_chunks, prompt)
         assert wishes.num_frames is not None
         wishes = dataclasses.replace(wishes, num_frames=wishes.num_frames + frames)
         check_wishes(wishes)
@@ -173,7 +178,6 @@ def control(path: Path, what: str) -> None:
 def _rendering(path: Path) -> RunFolder:
     """Open a run that another process renders."""
     folder = RunFolder(path)
-    folder.require_family(MAGI1)
     try:
         with folder.locked():
             pass
@@ -205,6 +209,18 @@ def _chunk_at(folder: RunFolder, seconds: float) -> int:
             hint=f"`onereel runs show {folder.path}` tells what is kept",
         )  # fmt: skip
     return chunk
+
+
+def _grown_from(folder: RunFolder, more: int) -> int:
+    """Find the first chunk that is made anew when frames are added behind the last one."""
+    if folder.family == MAGI1:
+        return folder.end  # chunks are made whole, whatever is written of them
+    made, manifest = made_frames(folder.num_frames), folder.manifest
+    behind = made + manifest.hidden_frames  # frames of the video behind the first segment's more
+    is_whole = behind > 0 and behind % manifest.frames_per_chunk == 0
+    if is_whole or made == made_frames(folder.num_frames + more):
+        return folder.end
+    return min(folder.end, folder.num_chunks - 1)
 
 
 def _before(folder: RunFolder, first: int) -> RunWishes:

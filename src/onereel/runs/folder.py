@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ class Manifest:
         num_chunks: chunks of the video, given ones included.
         num_given_chunks: those given whole.
         frames_per_chunk: frames of a whole chunk.
-        hidden_frames: given frames in front of the video's first.
+        hidden_frames: given frames in front of the video's first; below 0, the first chunk has as
+            many frames more than the others.
         inputs: kinds of input files of which the folder holds a copy, and the copies' names.
         latents_only: nothing is decoded until `onereel decode`.
         vae_hash: of the VAE's weights alone; empty in format 1.
@@ -147,7 +148,8 @@ class RunFolder:
         manifest = self.manifest
         if self.num_frames == manifest.record["num_frames"]:
             return manifest.num_chunks
-        return math.ceil((self.num_frames + manifest.hidden_frames) / manifest.frames_per_chunk)
+        frames = self.num_frames + manifest.hidden_frames
+        return max(1, math.ceil(frames / manifest.frames_per_chunk))
 
     @property
     def state(self) -> str:
@@ -218,6 +220,8 @@ class RunFolder:
         Returns:
             Seconds of the video.
         """
+        if chunk == 0:
+            return 0.0
         frame = chunk * self.manifest.frames_per_chunk - self.manifest.hidden_frames
         return float(max(0, frame) / self.manifest.record["fps"])
 
@@ -244,6 +248,32 @@ class RunFolder:
         if hashlib.sha256(data).hexdigest() != chunk.sha256:
             return data, f"{path} is damaged: its hash is not the journal's"
         return data, None
+
+    def whole_chunks(self, say: Callable[[str], None]) -> range:
+        """Find the chunks up to the first damaged one.
+
+        Args:
+            say: is told of that one.
+
+        Returns:
+            Their absolute indices, at least one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        first = self.manifest.num_given_chunks
+        stop = first
+        for chunk in self.chunks:
+            problem = self.problem_of(chunk)
+            if problem is not None:
+                say(f"{problem}; decoding what lies before, `onereel resume` mends it")
+                break
+            stop += 1
+        if stop == first:
+            raise ConfigError(
+                f"{self.path} keeps no chunk", hint=f"`onereel resume {self.path}` computes them"
+            )
+        return range(first, stop)
 
     def problems(self) -> list[str]:
         """Check all that is on disk.

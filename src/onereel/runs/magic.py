@@ -2,95 +2,127 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import PIL.Image
 import torch
 
+from onereel.core.config import from_mapping
+from onereel.core.device import parse_dtype, pick_device
 from onereel.core.errors import CheckpointError, ConfigError
-from onereel.core.files import replace_folder, write_atomically
+from onereel.core.files import write_atomically
 from onereel.media.image import read_image
-from onereel.media.preflight import check_place
+from onereel.media.preflight import check_output, estimate_bytes
+from onereel.models.magic_vae.model import VaeTiles, set_tiles
 from onereel.pipelines.listeners import RunListener
-from onereel.pipelines.magic_prepare import MagicPlan, prepare_magic
+from onereel.pipelines.magic_prepare import MagicPlan, MagicVideo, prepare_magic, segment_texts
 from onereel.pipelines.magic_run import MagicRun
+from onereel.pipelines.magic_sampling import (
+    MagicSampleConfig,
+    MagicSegment,
+    SegmentDecoder,
+    made_frames,
+)
+from onereel.pipelines.magic_writing import MagicClock, write_segments
 from onereel.pipelines.picture_sources import SourcePicture
-from onereel.pipelines.record import installed_versions
+from onereel.pipelines.record import command_of, installed_versions
 from onereel.pipelines.run import RunResult
+from onereel.pipelines.stream import VideoChunk
+from onereel.runs.decode import check_hash
 from onereel.runs.folder import FORMAT, INPUTS, Manifest, RunFolder
-from onereel.runs.render import check_same, folder_wishes, is_replaceable, opened, relative_output
-from onereel.runtime.source import MAGIC141
+from onereel.runs.keeper import FolderKeeper, folder_wishes, opened, relative_output
+from onereel.runs.render import check_same
+from onereel.runtime.magic_source import NETWORKS, MagicFiles, hash_files, load_part, magic_files
+from onereel.runtime.source import MAGIC141, resolve_model
 
 PICTURE = "picture.png"  # the first picture, whatever it came from
 _LATENT = "latent"
 
 
-class SegmentFolder:
-    """Keeps a run's segments in a folder; see `pipelines.magic_sampling.SegmentKeeper`.
+class SegmentFolder(FolderKeeper):
+    """Keeps a run's segments in a folder; see `pipelines.magic_run.RunKeeper`.
 
     Args:
         path: the folder.
         plan: the run.
         folder: the run that is gone on with, locked, or None for a new one.
+        latents_only: decode nothing; a run that is gone on with stays as it was begun.
+        say: is told what came from other processes.
 
     Raises:
         MediaError: the folder cannot be written.
         OutOfMemory: the disk is too full for the latents.
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or segments need pictures to be made.
     """
 
-    def __init__(self, path: Path, plan: MagicPlan, *, folder: RunFolder | None = None) -> None:
-        self.path, self.plan, self.folder = path, plan, folder
-        self._open, self._is_new = contextlib.ExitStack(), folder is None
-        if folder is None:
-            check_place(path, estimated_bytes=latent_bytes(plan))
-            if path.exists() and any(path.iterdir()) and not is_replaceable(path):
-                raise ConfigError(
-                    f"--run {path}", expected="a folder that is new, empty or of a finished run",
-                    got="one with other contents",
-                    hint=f"`onereel resume {path}` goes on with a run; or name another folder",
-                )  # fmt: skip
+    def __init__(
+        self,
+        path: Path,
+        plan: MagicPlan,
+        *,
+        folder: RunFolder | None = None,
+        latents_only: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.plan = plan
+        segments = plan.segments
+        super().__init__(
+            path,
+            chunks=range(len(segments)),
+            folder=folder,
+            num_bytes=latent_bytes(plan),
+            latents_only=latents_only,
+            say=say,
+        )
+        if self.latents_only and plan.request.config.continuation == "picture" and segments[1:]:
+            if folder is not None:  # it was made longer
+                self.latents_only = False
+                say("decoded, for a segment begins with the last picture of the one before")
+                return
+            raise ConfigError(
+                "--latents-only with --continuation picture", expected="a video of one segment",
+                got=f"{len(segments)} segments, each of which begins with the last picture of the "
+                "one before: it must be decoded",
+                hint="give --continuation latent, or decode",
+            )  # fmt: skip
 
-    def begin(self, record: Mapping[str, Any], picture: SourcePicture) -> None:
+    def begin_with(
+        self, picture: SourcePicture, *, record: Mapping[str, Any], vae_hash: str
+    ) -> None:
         """Make the folder, or note that the run is gone on with.
 
         Args:
+            picture: the first picture.
             record: of the run.
-            picture: its first picture.
+            vae_hash: of the VAE alone.
         """
-        if self.folder is not None:
-            first = len(self.folder.chunks)
-            self.folder.journal.append("resume", first=first, versions=record["versions"])
-            return
-        segments = self.plan.segments
+        longest, overlap = self.plan.request.config.spans
+        longest = max(longest, overlap + 1)
 
-        def write(path: Path) -> None:
+        def manifest_of(path: Path) -> Manifest:
             (path / INPUTS).mkdir(parents=True, exist_ok=True)
             data = io.BytesIO()
             PIL.Image.fromarray(picture.pixels).save(data, "PNG")
             write_atomically(path / INPUTS / PICTURE, lambda file: file.write(data.getvalue()))
-            manifest = Manifest(
+            return Manifest(
                 format=FORMAT,
                 record=dict(record),
                 output=relative_output(self.plan.output, self.path),
-                num_chunks=len(segments),
+                num_chunks=len(self.chunks),
                 num_given_chunks=0,
-                frames_per_chunk=segments[1 if len(segments) > 1 else 0].first_frame() or 1,
-                hidden_frames=0,
+                frames_per_chunk=4 * (longest - overlap),
+                hidden_frames=-(4 * (overlap - 1) + 1),
                 inputs={"picture": PICTURE},
+                latents_only=self.latents_only,
+                vae_hash=vae_hash,
             )
-            RunFolder.create(path, manifest)
 
-        replace_folder(self.path, write)  # killed meanwhile, nothing is left that blocks the name
-        self.folder = RunFolder(self.path)
-        self._open.enter_context(self.folder.locked())
+        self.begin_folder(manifest_of, versions=record["versions"])
 
     def load(self, index: int) -> torch.Tensor | None:
         """Read a segment, or say that it is to be made."""
@@ -108,23 +140,17 @@ class SegmentFolder:
         self.folder.save_chunk(index, {_LATENT: latent})
 
     def end(self, num_frames: int) -> None:
-        """Note that the video is complete.
+        """Note that the video is complete; what was asked meanwhile comes too late.
 
         Args:
             num_frames: that were written.
         """
         assert self.folder is not None
-        self.folder.journal.append("end", num_frames=num_frames)
-
-    def __enter__(self) -> Self:
-        """Take part in a `with` block, at whose end the folder is unlocked."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Unlock the folder; one without a segment is of no use and goes."""
-        if self._is_new and self.folder is not None and not self.folder.chunks:
-            shutil.rmtree(self.folder.path)
-        self._open.close()
+        for request in self.folder.asked():
+            self.folder.journal.append("asked", request=request)
+            if request["kind"] == "prompt":
+                self.too_late(request["prompt"])
+        super().end(num_frames)
 
 
 def latent_bytes(plan: MagicPlan) -> int:
@@ -141,25 +167,9 @@ def latent_bytes(plan: MagicPlan) -> int:
     return 4 * channels * frames * math.ceil(video.height / 8) * math.ceil(video.width / 8)
 
 
-def keep_run(
-    plan: MagicPlan, path: Path, *, listener: RunListener, expected_hash: str | None = None
-) -> RunResult:
-    """Make a video, and keep its segments as they are finished.
-
-    Args:
-        plan: the run.
-        path: the folder.
-        listener: is told how it goes.
-        expected_hash: of the weights, when only they will do.
-
-    Returns:
-        What was made.
-    """
-    with SegmentFolder(path, plan) as keeper:
-        return MagicRun(plan, listener, keeper=keeper).run(expected_hash=expected_hash)
-
-
-def resume_magic(path: Path, listener: RunListener, *, output: str | None = None) -> RunResult:
+def resume_magic(
+    path: Path, listener: RunListener, *, output: str | None = None
+) -> Generator[VideoChunk, None, RunResult]:
     """Go on with a run to its end, whatever ended it before.
 
     Segments that are kept are decoded again, the others are computed: latents and frames are those
@@ -169,6 +179,9 @@ def resume_magic(path: Path, listener: RunListener, *, output: str | None = None
         path: the folder.
         listener: is told how it goes.
         output: another video file.
+
+    Yields:
+        What is on disk; nothing where nothing is decoded.
 
     Returns:
         What was made.
@@ -181,13 +194,14 @@ def resume_magic(path: Path, listener: RunListener, *, output: str | None = None
     with opened(path, family=MAGIC141) as folder:
         for problem in folder.drop_damaged():
             listener.say(f"{problem}; computed again from there")
-        record = folder.manifest.record
         wishes = folder_wishes(folder)
+        output = output or str(folder.output)
+        record = _record_now(folder, video_of(folder), output=output)
         first = path / INPUTS / PICTURE
         if not first.is_file():
             raise CheckpointError(f"{first} is gone", hint="copy it back; the run begins with it")
         begun = dataclasses.replace(wishes, image=str(first), image_source=None, clip=None)
-        plan = prepare_magic(begun, output or str(folder.output))
+        plan = prepare_magic(begun, output)
         check_same(plan, record, where=str(path))
         plan = dataclasses.replace(plan, settings=wishes)  # the record names no copies
         for name, now in installed_versions().items():
@@ -197,6 +211,139 @@ def resume_magic(path: Path, listener: RunListener, *, output: str | None = None
         left = len(plan.segments) - done
         listener.say(f"{path}: {done} segments are kept, {left} are left to compute")
         picture = SourcePicture(read_image(first), str(record["picture"]["origin"]))
-        keeper = SegmentFolder(path, plan, folder=folder)
+        keeper = SegmentFolder(path, plan, folder=folder, say=listener.say)
         run = MagicRun(plan, listener, keeper=keeper, picture=picture, record=record)
-        return run.run(expected_hash=str(record["model_hash"]))
+        return (yield from run.stream(expected_hash=str(record["model_hash"])))
+
+
+def decode_magic(
+    path: Path,
+    listener: RunListener,
+    *,
+    output: str | None = None,
+    tile: int | None = None,
+    device: str | None = None,
+) -> Generator[VideoChunk, None, RunResult]:
+    """Decode what a run keeps; of the checkpoint, only the VAE is loaded.
+
+    Args:
+        path: the folder.
+        listener: is told how it goes.
+        output: another video file.
+        tile: rows and columns of the VAE's tiles in pixels; None takes the VAE's own.
+        device: where to decode; None takes the best one.
+
+    Yields:
+        What is on disk.
+
+    Returns:
+        What was made; the video is incomplete when segments are missing.
+
+    Raises:
+        MediaError: there is no such run.
+        ConfigError: no segment is kept, the tile does not fit, or the run is in use.
+        CheckpointError: the VAE's weights are others now.
+    """
+    with opened(path, family=MAGIC141) as folder:
+        video, place = video_of(folder), pick_device(device)
+        output = output or str(folder.output)
+        size = estimate_bytes(video.width, video.height, num_frames=video.num_frames)
+        check_output(output, estimated_bytes=size)
+        record = _record_now(folder, video, output=output)
+        files = _vae_files(folder)
+        vae = load_part(files, "vae", dtype=parse_dtype(record["dtype"]), device=place)
+        compat = folder_wishes(folder).official_compat
+        if tile is not None:
+            _tile(vae, tile, official_compat=compat)
+        count = folder.whole_chunks(listener.say).stop
+        if str(place) != record["device"]:
+            listener.say(f"made on {record['device']}, decoded on {place}: rounding may differ")
+        listener.say(f"{path}: decoding {count} of {folder.num_chunks} segments")
+        clock = MagicClock(video, listener)
+        result = yield from write_segments(
+            _decoded(folder, vae, count=count, config=video.config, device=place, clock=clock),
+            video=video,
+            output=output,
+            record=record,
+            clock=clock,
+            official_compat=compat,
+        )
+        if count == folder.num_chunks:
+            folder.journal.append("end", num_frames=result.num_frames)
+        return result
+
+
+def video_of(folder: RunFolder) -> MagicVideo:
+    """Say what a run makes, with all edits.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The video.
+    """
+    record, frames = folder.manifest.record, folder.num_frames
+    config = from_mapping(MagicSampleConfig, record["sampling"], where=str(folder.path))
+    return MagicVideo(
+        height=record["height"],
+        width=record["width"],
+        num_frames=frames,
+        fps=record["fps"],
+        seed=record["seed"],
+        config=dataclasses.replace(config, num_frames=made_frames(frames)),
+    )
+
+
+def _record_now(folder: RunFolder, video: MagicVideo, *, output: str) -> dict[str, Any]:
+    """Write the run's record anew, with all edits."""
+    wishes = folder_wishes(folder)
+    return {
+        **folder.manifest.record,
+        "num_frames": video.num_frames,
+        "segments": list(segment_texts(wishes, video)),
+        "sampling": dataclasses.asdict(video.config),
+        "command": command_of(wishes, output),
+        "settings": wishes.to_settings(),
+    }
+
+
+def _vae_files(folder: RunFolder) -> MagicFiles:
+    """Find the VAE, and refuse another one."""
+    source = resolve_model(folder_wishes(folder).model)
+    known, record = folder.manifest.vae_hash, folder.manifest.record
+    parts = ("vae",) if known else NETWORKS
+    files = magic_files(source, needed=parts)
+    wanted = known or str(record["model_hash"])
+    check_hash(wanted, hash_files(files, parts=parts), path=folder.path, name=source.name)
+    return files
+
+
+def _tile(vae: Any, size: int, *, official_compat: bool) -> None:
+    """Set the tiles of pictures; those of time stay."""
+    if official_compat:
+        raise ConfigError("--tile", hint="this run was made with the official tiles")
+    if size < 32 or size % 32:
+        near = max(32, round(size / 32) * 32)
+        raise ConfigError("--tile", expected="a multiple of 32", got=size, hint=f"use {near}")
+    frames, stride = vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames
+    set_tiles(vae, VaeTiles(size=size, num_frames=frames, temporal=vae.use_framewise_decoding))
+    vae.tile_sample_stride_num_frames = stride
+
+
+def _decoded(
+    folder: RunFolder,
+    vae: Any,
+    *,
+    count: int,
+    config: MagicSampleConfig,
+    device: torch.device,
+    clock: MagicClock,
+) -> Iterator[MagicSegment]:
+    """Decode the first segments of a run."""
+    decoder = SegmentDecoder(vae, config)
+    for segment in config.segments()[:count]:
+        clock.skip_segment()
+        latent = folder.load_chunk(segment.index)[_LATENT].to(device)
+        with torch.no_grad():
+            for frames in decoder.push(segment, latent, last=segment.index + 1 == count):
+                yield MagicSegment(latent[:, :, segment.overlap :], frames, segment.index)

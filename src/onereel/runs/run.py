@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from onereel.core.errors import ConfigError
+from onereel.pipelines.families import family_of
 from onereel.pipelines.listeners import RunListener, SilentListener
+from onereel.pipelines.magic_prepare import MagicPlan, prepare_magic
+from onereel.pipelines.magic_run import MagicRun
 from onereel.pipelines.prepare import RunPlan, prepare
 from onereel.pipelines.run import RunResult, drain, stream_run
 from onereel.pipelines.stream import VideoChunk
@@ -28,7 +31,9 @@ from onereel.pipelines.wishes import RunWishes
 from onereel.runs import edit
 from onereel.runs.decode import decode
 from onereel.runs.folder import RunFolder
+from onereel.runs.magic import SegmentFolder, decode_magic, resume_magic
 from onereel.runs.render import RunKeeper, stream_resumed
+from onereel.runtime.source import MAGIC141
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +73,7 @@ class Run:
     def __init__(
         self, path: str | os.PathLike[str], *, listener: RunListener | None = None
     ) -> None:
-        self._new: RunKeeper | None = None
+        self._new: RunKeeper | SegmentFolder | None = None
         self._expected_hash: str | None = None
         self.path, self.listener = Path(path), listener or SilentListener()
         RunFolder(self.path)
@@ -101,20 +106,25 @@ class Run:
             CheckpointError: the checkpoint is incomplete or damaged.
             OutOfMemory: memory or disk does not suffice.
         """
-        plan = prepare(RunWishes(**wishes), output)
+        asked = RunWishes(**wishes)
+        plan: RunPlan | MagicPlan
+        if family_of(asked.model) == MAGIC141:
+            plan = prepare_magic(asked, output, given=wishes)
+        else:
+            plan = prepare(asked, output)
         return cls.of_plan(plan, path, latents_only=latents_only, listener=listener)
 
     @classmethod
     def of_plan(
         cls,
-        plan: RunPlan,
+        plan: RunPlan | MagicPlan,
         path: str | os.PathLike[str],
         *,
         latents_only: bool = False,
         listener: RunListener | None = None,
         expected_hash: str | None = None,
     ) -> Run:
-        """Make a new run of what `prepare` returned.
+        """Make a new run of what `prepare` or `prepare_magic` returned.
 
         Args:
             plan: the run.
@@ -129,7 +139,11 @@ class Run:
         run = cls.__new__(cls)
         run.path, run.listener = Path(path), listener or SilentListener()
         run._expected_hash = expected_hash
-        run._new = RunKeeper(run.path, plan, latents_only=latents_only, say=run.listener.say)
+        say = run.listener.say
+        if isinstance(plan, MagicPlan):
+            run._new = SegmentFolder(run.path, plan, latents_only=latents_only, say=say)
+        else:
+            run._new = RunKeeper(run.path, plan, latents_only=latents_only, say=say)
         return run
 
     def __iter__(self) -> Generator[VideoChunk, None, RunResult]:
@@ -137,7 +151,8 @@ class Run:
 
         Yields:
             Chunks in order as they are on disk, those that were kept before among them; none where
-            nothing is decoded. Leaving the loop breaks the run off; it can be gone on with.
+            nothing is decoded. A segment of Magic 1-For-1 may come in several pieces. Leaving the
+            loop breaks the run off; it can be gone on with.
 
         Returns:
             What was made.
@@ -157,27 +172,28 @@ class Run:
 
     def _stream(self, output: str | None = None) -> Generator[VideoChunk, None, RunResult]:
         if self._new is None:
-            return (yield from stream_resumed(self.path, self.listener, output=output))
+            go_on = resume_magic if self._is_magic else stream_resumed
+            return (yield from go_on(self.path, self.listener, output=output))
         keeper, self._new = self._new, None
-        plan = keeper.plan
         if output is not None:
             raise ConfigError("output", hint="the run has not begun: give it to `Run.create`")
+        listener, expected = self.listener, self._expected_hash
         with keeper:
-            return (
-                yield from stream_run(
-                    plan, self.listener, expected_hash=self._expected_hash, keeper=keeper
-                )
-            )
+            if isinstance(keeper, SegmentFolder):
+                run = MagicRun(keeper.plan, listener, keeper=keeper)
+                return (yield from run.stream(expected_hash=expected))
+            plan = keeper.plan
+            return (yield from stream_run(plan, listener, expected_hash=expected, keeper=keeper))
 
     @property
     def state(self) -> RunState:
         """How far it is, as it is on disk now."""
         if self._new is not None:
-            plan = self._new.plan
-            count, seconds = plan.num_chunks - plan.num_given_chunks, plan.request.num_frames
+            plan, count = self._new.plan, len(self._new.chunks)
+            seconds = plan.request.num_frames / plan.request.fps
             return RunState(
                 name="new", num_kept=0, num_chunks=count, seconds_kept=0.0,
-                seconds=seconds / plan.request.fps, output=Path(plan.output),
+                seconds=seconds, output=Path(plan.output),
             )  # fmt: skip
         folder = RunFolder(self.path)
         seconds = folder.num_frames / folder.manifest.record["fps"]
@@ -288,7 +304,12 @@ class Run:
             What was made.
         """
         path = self._begun()
-        return drain(decode(path, self.listener, output=output, tile=tile, device=device))
+        way = decode_magic if self._is_magic else decode
+        return drain(way(path, self.listener, output=output, tile=tile, device=device))
+
+    @property
+    def _is_magic(self) -> bool:
+        return RunFolder(self.path).family == MAGIC141
 
     def _begun(self) -> Path:
         if self._new is not None:

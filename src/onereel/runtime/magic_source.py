@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -68,11 +68,12 @@ class MagicFiles:
         return open_tensors(place) if is_folder else None
 
 
-def magic_files(source: ModelSource) -> MagicFiles:
+def magic_files(source: ModelSource, *, needed: Collection[str] = PARTS) -> MagicFiles:
     """Read the index of a checkpoint's folder.
 
     Args:
         source: a folder of this family.
+        needed: parts that must be there.
 
     Returns:
         Where its parts lie.
@@ -82,8 +83,8 @@ def magic_files(source: ModelSource) -> MagicFiles:
     """
     index = read_json(source.path / MODEL_INDEX)
     places = {part: source.path / part for part in PARTS}
-    for place in places.values():
-        if not place.is_dir():
+    for part, place in places.items():
+        if part in needed and not place.is_dir():
             raise CheckpointError(
                 f"{place}: no such folder", hint="the checkpoint is incomplete; save it again"
             )
@@ -175,17 +176,18 @@ def default_dtype(files: MagicFiles, device: torch.device) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def hash_files(files: MagicFiles) -> str:
+def hash_files(files: MagicFiles, *, parts: Collection[str] = NETWORKS) -> str:
     """Hash the weights of a checkpoint: names, dtypes, shapes and bytes of all tensors.
 
     Args:
         files: the checkpoint.
+        parts: networks that count.
 
     Returns:
         SHA-256 in hexadecimal; of a PyTorch file its bytes count.
     """
     lines = []
-    for part in NETWORKS:
+    for part in parts:
         found = files.tensors(part)
         if found is None:
             lines += [f"{part} {_digest(file)}\n" for file in _files(files.places[part])]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.progress import QuietListener
 from onereel.apps.cli.reading import Asked, check_repeat, read_wishes
 from onereel.core.errors import ConfigError, OneReelError
@@ -41,15 +42,10 @@ def make(
         show: whether to plan, to be quiet, and to print JSON.
         listener: is told how it goes.
     """
-    if asked.keep.latents_only:
-        raise ConfigError(
-            "--latents-only of a Magic 1-For-1 checkpoint", expected="nothing",
-            hint="its videos are written as they are made; Ctrl-C keeps what is finished",
-        )  # fmt: skip
     # Imported late: these bring torch, and the first line is on the screen by now.
     from onereel.pipelines.magic_prepare import prepare_magic
     from onereel.pipelines.magic_run import MagicRun
-    from onereel.runs.magic import keep_run
+    from onereel.runs.run import Run
 
     plan = prepare_magic(wishes, asked.output, keep_image=asked.keep_image, given=asked.changes)
     if repeat is not None:
@@ -65,7 +61,12 @@ def make(
     if folder is None:
         result = MagicRun(plan, listener).run(expected_hash=expected)
     else:
-        result = keep_run(plan, folder, listener=listener, expected_hash=expected)
+        latents_only = asked.keep.latents_only
+        kept = Run.of_plan(
+            plan, folder, latents_only=latents_only, listener=listener, expected_hash=expected
+        )
+        with steering_keys(folder, listener):
+            result = kept.finish()
     report(result, listener, as_json=show["as_json"])
 
 

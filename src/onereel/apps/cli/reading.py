@@ -54,7 +54,7 @@ class Keep:
         Raises:
             ConfigError: only latents are wanted, and no place is known for them.
         """
-        from onereel.runs.render import default_folder
+        from onereel.runs.keeper import default_folder
 
         if self.off or (self.folder is None and output == "-"):
             if self.latents_only:

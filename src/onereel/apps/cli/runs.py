@@ -13,7 +13,6 @@ from onereel.apps.cli.keys import steering_keys
 from onereel.apps.cli.plan import size_text
 from onereel.apps.cli.progress import make_listener
 from onereel.core.errors import ConfigError, OneReelError
-from onereel.runtime.source import MAGIC141
 
 if TYPE_CHECKING:
     from onereel.runs.folder import RunFolder
@@ -42,17 +41,10 @@ def resume(
 
     listener = make_listener(quiet=quiet)
     with warnings_told(listener), stoppable(listener):
-        from onereel.runs.folder import RunFolder
+        from onereel.runs.run import Run
 
-        if RunFolder(folder).family == MAGIC141:
-            from onereel.runs.magic import resume_magic
-
-            result = resume_magic(folder, listener, output=output)
-        else:
-            from onereel.runs.run import Run
-
-            with steering_keys(folder, listener):
-                result = Run(folder, listener=listener).finish(output=output)
+        with steering_keys(folder, listener):
+            result = Run(folder, listener=listener).finish(output=output)
         report(result, listener, as_json=json_)
 
 
