@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clips import decode
+from diffusers import AutoencoderKLHunyuanVideo
+from PIL import Image
 
 from onereel.apps.cli.main import main
 from onereel.media import read_metadata
+from onereel.models.magic_vae.preview import colours_of
 from onereel.pipelines import magic_run
 from onereel.pipelines.magic_sampling import MagicSampleConfig, made_frames
 from onereel.runs.edit import _grown_from
 from onereel.runs.folder import Manifest, RunFolder
 from onereel.runs.run import Run
+from onereel.runtime.previews import fit_magic_previews
+from onereel.runtime.source import resolve_model
 
 PROMPT, BLUE = "a red disc", "a blue ring"
 LATENT = ("--continuation", "latent")
@@ -181,6 +189,28 @@ def test_latents_are_decoded_later(model: Path, capsys: pytest.CaptureFixture[st
     assert len(Run("b.run").decode(output="e.mp4").record["segments"]) == 3
     assert len(frames("e.mp4")) == 9
     assert main(["decode", "b.run", "--tile", "20"]) == 2
+
+
+def test_latents_are_shown_before_they_are_decoded(model: Path) -> None:
+    weights = (model / "vae").resolve()
+    (model / "vae").unlink()
+    shutil.copytree(weights, model / "vae")
+    clips = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 32, 3), np.uint8)
+    config = fit_magic_previews(resolve_model(model), clips)
+    assert config == model / "vae/config.json"
+    shown: list[np.ndarray] = []
+    listener = SimpleNamespace(
+        say=lambda text: None, progress=lambda state: None, preview=shown.append
+    )
+    wishes = {"model": str(model), "num_frames": 20, "steps": 2, "seed": 1, "prompt": PROMPT}
+    Run.create("a.run", output="a.mp4", listener=listener, **wishes).finish()
+    with Image.open("a.run/preview.jpg") as sheet:
+        assert sheet.size == (6 * 64, 32)
+    assert shown[1].shape == (3, 2, 4, 3)  # the first segment, on its way
+    # diffusers passes over the map without a word, and keeps it.
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(model / "vae")
+    assert (colours := colours_of(vae)) is not None
+    assert colours(torch.zeros(1, 16, 1, 2, 2)).shape == (1, 2, 2, 3)
 
 
 @pytest.mark.parametrize(("longest", "overlap"), [(2, 1), (3, 1), (4, 2), (6, 3)])

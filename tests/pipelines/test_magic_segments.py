@@ -9,13 +9,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
-from onereel.core.errors import ConfigError
+from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magic_dit.model import MagicCondition
 from onereel.models.magic_vae.model import VaeTiles, decode_latent, set_tiles
 from onereel.models.magic_vae.weights import config_from_official
 from onereel.pipelines.magic_sampling import (
     MagicRequest,
     MagicSampleConfig,
+    SegmentDecoder,
     stream_segments,
     usual_size,
 )
@@ -78,6 +79,31 @@ def made(vae: Any, config: MagicSampleConfig, *values: float, **options: Any) ->
     parts = list(stream_segments(network, vae, request=request_of(config, *values), **options))
     latent = torch.cat([part.latent for part in parts], dim=2)
     return network, latent, torch.cat([part.frames for part in parts])
+
+
+@torch.no_grad()
+def test_smaller_tiles_where_memory_runs_out(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(LATENT, num_frames=5)
+    (segment,) = config.segments()
+    latent = torch.randn(1, 4, 2, 8, 16, generator=torch.Generator().manual_seed(1))
+    real = vae.decode
+
+    def full(latents: torch.Tensor) -> Any:
+        if vae.tile_sample_min_height > 64:
+            raise MemoryError
+        return real(latents)
+
+    tiles = VaeTiles(size=256, num_frames=16)
+    set_tiles(vae, dataclasses.replace(tiles, size=64))
+    (wanted,) = SegmentDecoder(vae, config).push(segment, latent, last=True)
+    set_tiles(vae, tiles)
+    monkeypatch.setattr(vae, "decode", full)
+    with pytest.raises(OutOfMemory, match="official tiles"):
+        list(SegmentDecoder(vae, config, official_compat=True).push(segment, latent, last=True))
+    with pytest.warns(UserWarning, match="tiles of 64 pixels"):
+        (frames,) = SegmentDecoder(vae, config).push(segment, latent, last=True)
+    set_tiles(vae, VaeTiles(size=32, num_frames=16))
+    assert torch.equal(frames, wanted) and frames.shape == (5, 3, 64, 128)
 
 
 @torch.no_grad()

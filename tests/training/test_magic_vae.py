@@ -13,6 +13,7 @@ from PIL import Image
 
 from onereel.core.errors import ConfigError
 from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
+from onereel.models.magic_vae.preview import colours_of
 from onereel.training.engine import Trainer, TrainerConfig
 from onereel.training.magic_vae import MagicVaeMethod, ToyboxMagicVaeRecipe, start_as_pooling
 from onereel.training.vae import VaeBatches
@@ -50,6 +51,7 @@ def test_three_steps_and_an_export_that_others_load(
         latent = vae.encode(method.as_input(method.stats_tiles)).latent_dist.mode()
     assert latent.shape == (4, 16, 2, 4, 4)
     assert float(latent.std()) * vae.config.scaling_factor == pytest.approx(1, abs=0.02)
+    assert colours_of(vae) is not None
 
 
 def test_parts_of_the_canvas_and_single_pictures(recipe: ToyboxMagicVaeRecipe) -> None:

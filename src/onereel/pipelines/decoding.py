@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 
 import torch
+from diffusers import AutoencoderKLHunyuanVideo
 
 from onereel.core.device import is_out_of_memory
 from onereel.core.errors import OutOfMemory
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.magic_vae.model import VaeTiles, set_tiles
 
 SMALLEST_TILE = 64  # pixels; smaller ones cost more time than they save memory
+TILE_UNIT = 32  # pixels: three quarters of it, a stride, are whole latents
 
 
 def wake(model: torch.nn.Module) -> None:
@@ -45,22 +49,75 @@ def decode_patiently(
     Raises:
         OutOfMemory: the smallest tiles need too much, or the official ones.
     """
+    return _patiently(
+        lambda: vae.decode_chunk(latent, official_compat=official_compat, fps=fps),
+        lambda: None if official_compat else shrink_tiles(vae, latent),
+        kind="official" if official_compat else "the smallest",
+    )
+
+
+def decode_tile_patiently(
+    vae: AutoencoderKLHunyuanVideo, latent: torch.Tensor, *, official_compat: bool = False
+) -> torch.Tensor:
+    """Decode latents with the VAE of Magic 1-For-1, likewise; tiles of time stay.
+
+    Args:
+        vae: the VAE, on its device.
+        latent: [B, C, T, h, w], as the VAE takes them.
+        official_compat: use the official tiles, and no others.
+
+    Returns:
+        Video [B, 3, F, H, W].
+
+    Raises:
+        OutOfMemory: the smallest tiles need too much, or the official ones.
+    """
+
+    def shrink() -> int | None:
+        now = max(latent.shape[3:]) * int(vae.spatial_compression_ratio)
+        if vae.use_tiling:
+            now = min(now, max(vae.tile_sample_min_height, vae.tile_sample_min_width))
+        size = now // 2 // TILE_UNIT * TILE_UNIT
+        if official_compat or size < SMALLEST_TILE:
+            return None
+        tile_pictures(vae, size)
+        return size
+
+    kind = "official" if official_compat else "the smallest"
+    return _patiently(lambda: vae.decode(latent).sample, shrink, kind=kind)
+
+
+def tile_pictures(vae: AutoencoderKLHunyuanVideo, size: int) -> None:
+    """Set the size of the tiles that pictures are cut into; those of time stay.
+
+    Args:
+        vae: changed in place.
+        size: rows and columns in pixels, a multiple of `TILE_UNIT`.
+    """
+    frames, stride = vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames
+    set_tiles(vae, VaeTiles(size=size, num_frames=frames, temporal=vae.use_framewise_decoding))
+    vae.tile_sample_stride_num_frames = stride
+
+
+def _patiently(
+    attempt: Callable[[], torch.Tensor], shrink: Callable[[], int | None], *, kind: str
+) -> torch.Tensor:
+    """Try again with smaller tiles while memory runs out."""
     while True:
         try:
-            return vae.decode_chunk(latent, official_compat=official_compat, fps=fps)
+            return attempt()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else "no more memory"
         # Outside of the handler, which holds the frames of the failed call.
         gc.collect()
-        if latent.is_cuda:
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        size = None if official_compat else shrink_tiles(vae, latent)
+        size = shrink()
         if size is None:
             raise OutOfMemory(
-                "decoding ran out of memory "
-                f"{'with official' if official_compat else 'with the smallest'} tiles ({reason})",
+                f"decoding ran out of memory with {kind} tiles ({reason})",
                 hint="latents that were kept are safe: free some memory, or take the run's folder "
                 "to another machine, and `onereel decode` it",
             )

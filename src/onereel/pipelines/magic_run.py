@@ -20,6 +20,7 @@ from onereel.models.magic_vae.model import to_uint8
 from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.magic_parts import MagicParts
 from onereel.pipelines.magic_prepare import SELF, MagicPlan, clip_folder
+from onereel.pipelines.magic_previews import SegmentPreviews
 from onereel.pipelines.magic_record import make_magic_record
 from onereel.pipelines.magic_sampling import (
     MagicRequest,
@@ -48,6 +49,11 @@ class RunKeeper(SegmentKeeper, Protocol):
     @property
     def latents_only(self) -> bool:
         """Whether nothing is decoded."""
+        ...
+
+    @property
+    def preview(self) -> Path:
+        """Where a contact sheet of the latents shall lie."""
         ...
 
     def begin_with(
@@ -297,18 +303,29 @@ class MagicRun:
     def _parts_of(
         self, request: MagicRequest, clock: MagicClock, *, decoded: bool
     ) -> Iterator[MagicSegment]:
-        def on_step(sigma: float, latents: torch.Tensor) -> None:
-            del sigma, latents
-            clock.step_done()
+        vae, keeper = self.parts.vae, self.keeper
+        previews = SegmentPreviews(
+            vae,
+            request.config,
+            show=self.listener.preview,
+            sheet=None if keeper is None else keeper.preview,
+        )
 
-        return stream_segments(
+        def on_step(sigma: float, latents: torch.Tensor) -> None:
+            del sigma
+            clock.step_done()
+            step = (clock.step - 1) % request.config.num_steps
+            previews.step_done(clock.segment, step=step, latents=latents)
+
+        parts = stream_segments(
             self.parts.transformer,
-            self.parts.vae,
+            vae,
             request=request,
             on_step=on_step,
-            keeper=None if self.keeper is None else _Steered(self, self.keeper, request, clock),
+            keeper=None if keeper is None else _Steered(self, keeper, request, clock),
             decoded=decoded,
         )
+        return previews.watch(parts)
 
     def steer(self, request: MagicRequest, *, segment: int, text: str) -> None:
         """Show something else from a segment on that has not begun.

@@ -24,6 +24,7 @@ from onereel.models.text.llava import (
     PROMPT_TEMPLATE,
     PROMPT_TOKENS,
 )
+from onereel.pipelines.decoding import decode_tile_patiently
 from onereel.pipelines.pictures import pixels_to_frames
 from onereel.samplers.flow_match import (
     SHIFT,
@@ -292,7 +293,8 @@ def stream_segments(
     def encode_last(_latent: Any = None, _overlap: int = 1) -> torch.Tensor:
         return encode_latent(vae, pictures[-1][:, :, None], generator=generator)
 
-    segments, decoder = request.config.segments(), SegmentDecoder(vae, request.config)
+    segments, compat = request.config.segments(), request.official_compat
+    decoder = SegmentDecoder(vae, request.config, official_compat=compat)
     for segment, latent in sample_segments(
         segments,
         reference=encode_last(),
@@ -311,16 +313,20 @@ def stream_segments(
 
 
 class SegmentDecoder:
-    """Decodes the segments of one video in order.
+    """Decodes the segments of one video in order; when memory runs out, in smaller tiles.
 
     Args:
         vae: the VAE.
         config: sampling settings that they were made with.
+        official_compat: keep the tiles.
     """
 
-    def __init__(self, vae: Any, config: MagicSampleConfig) -> None:
-        self._vae, self._stream = vae, StreamDecoder(vae)
-        self._whole = config.continuation == "latent"
+    def __init__(
+        self, vae: Any, config: MagicSampleConfig, *, official_compat: bool = False
+    ) -> None:
+        self._vae, self._whole = vae, config.continuation == "latent"
+        self._decode = partial(decode_tile_patiently, vae, official_compat=official_compat)
+        self._stream = StreamDecoder(vae, decode=self._decode)
 
     def push(
         self, segment: Segment, latent: torch.Tensor, *, last: bool = False
@@ -338,7 +344,8 @@ class SegmentDecoder:
         if self._whole:
             pieces, skip = self._stream.push(latent[:, :, segment.overlap :], last=last), 0
         else:  # the shared latent frame stands for one picture
-            pieces, skip = StreamDecoder(self._vae).push(latent, last=True), segment.overlap
+            stream = StreamDecoder(self._vae, decode=self._decode)
+            pieces, skip = stream.push(latent, last=True), segment.overlap
         for video in pieces:
             yield (video[0, :, skip:] * 2 - 1).transpose(0, 1).float()
             skip = 0

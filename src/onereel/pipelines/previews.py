@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,88 @@ class PictureTable:
         return [p for number, p in enumerate(pictures, first) if number % self._stride == 0]
 
 
-class Previews:
-    """Pictures of a run's latents; nothing where the VAE has no map of colours.
+class LatentSheet:
+    """Pictures of latents, by the number of the first of them; nothing without a map of colours.
+
+    Args:
+        colours: the map, or None.
+        show: is given the pictures in flight.
+        sheet: file of the contact sheet, or None.
+    """
+
+    def __init__(
+        self,
+        colours: LatentColours | None,
+        *,
+        show: Callable[[Frames], None],
+        sheet: Path | None,
+    ) -> None:
+        self.colours, self.show, self.sheet = colours, show, sheet
+        self._in_flight: dict[int, Frames] = {}
+        self._clean = PictureTable()
+        self._strip_due = 0.0
+        self._sheet_due = time.monotonic() + SHEET_INTERVAL_S
+
+    @property
+    def is_due(self) -> bool:
+        """Whether pictures in flight shall be shown now."""
+        return self.colours is not None and time.monotonic() >= self._strip_due
+
+    def fly(self, latents: Mapping[int, torch.Tensor]) -> None:
+        """Show what is in flight.
+
+        Args:
+            latents: clean as far as they can be told, [1, C, T, h, w], by the number of the first
+                latent frame.
+        """
+        if self.colours is None or not latents:
+            return
+        now = time.monotonic()
+        pictures = {first: self.colours(latent).numpy() for first, latent in latents.items()}
+        self._in_flight |= pictures
+        self._strip_due = now + STRIP_INTERVAL_S
+        self.show(np.concatenate(list(pictures.values())))
+        self._write_sheet(now)
+
+    def done(self, first: int, latent: torch.Tensor) -> None:
+        """Take clean latents.
+
+        Args:
+            first: number of the first latent frame.
+            latent: [1, C, T, h, w].
+        """
+        if self.colours is None:
+            return
+        self._in_flight.pop(first, None)
+        self._clean.add(thumbnails(self.colours(latent).numpy()), first)
+        self._write_sheet(time.monotonic())
+
+    def close(self) -> None:
+        """Write the sheet once more."""
+        self._write_sheet(math.inf)
+
+    def _write_sheet(self, now: float) -> None:
+        if self.sheet is None or now < self._sheet_due:
+            return
+        pictures = list(self._clean.pictures)
+        for first, flying in sorted(self._in_flight.items()):
+            pictures += self._clean.sparse(thumbnails(flying), first)
+        if not pictures:
+            return
+        begin = time.monotonic()
+        picture = Image.fromarray(contact_sheet(pictures))
+        data = io.BytesIO()
+        picture.save(data, format="jpeg", quality=90, subsampling=0)  # PNG takes ten times as long
+        try:
+            write_atomically(self.sheet, lambda file: file.write(data.getvalue()))
+        except (OSError, OutOfMemory):  # no reason to lose a render
+            self.sheet = None
+        end = time.monotonic()
+        self._sheet_due = end + max(SHEET_INTERVAL_S, (end - begin) / SHEET_SHARE)
+
+
+class Previews(LatentSheet):
+    """Pictures of a run's chunks; nothing where the VAE has no map of colours.
 
     Args:
         vae: the VAE.
@@ -100,14 +180,9 @@ class Previews:
         show: Callable[[Frames], None],
         sheet: Path | None,
     ) -> None:
-        self.colours, self.width, self.show, self.sheet = (
-            LatentColours.of(vae), chunk_width, show, sheet,
-        )  # fmt: skip
+        super().__init__(LatentColours.of(vae), show=show, sheet=sheet)
+        self.width = chunk_width
         self._before: dict[int, torch.Tensor] = {}
-        self._in_flight: dict[int, Frames] = {}
-        self._clean = PictureTable()
-        self._strip_due = 0.0
-        self._sheet_due = time.monotonic() + SHEET_INTERVAL_S
 
     def step_done(self, call: ChunkCall, window: torch.Tensor) -> None:
         """Look at the chunks in flight.
@@ -118,22 +193,17 @@ class Previews:
         """
         if self.colours is None:
             return
-        now, strip = time.monotonic(), []
+        due, clean = self.is_due, {}
         for slot, (chunk, after) in enumerate(
             zip(call.chunks, window.split(self.width, dim=2), strict=True)
         ):
             before = self._before.get(chunk)
             self._before[chunk] = after
-            if now < self._strip_due or before is None:
+            if not due or before is None:
                 continue
             t, t_next = call.times[slot], call.next_times[slot]
-            clean = after + (after - before) * ((1 - t_next) / (t_next - t))
-            self._in_flight[chunk] = self.colours(clean).numpy()
-            strip.append(self._in_flight[chunk])
-        if strip:
-            self._strip_due = now + STRIP_INTERVAL_S
-            self.show(np.concatenate(strip))
-            self._write_sheet(now)
+            clean[chunk * self.width] = after + (after - before) * ((1 - t_next) / (t_next - t))
+        self.fly(clean)
 
     def chunk_done(self, chunk: FinishedChunk) -> None:
         """Take a clean chunk.
@@ -141,36 +211,8 @@ class Previews:
         Args:
             chunk: the chunk.
         """
-        if self.colours is None:
-            return
         self._before.pop(chunk.index, None)
-        self._in_flight.pop(chunk.index, None)
-        pictures = thumbnails(self.colours(chunk.latent).numpy())
-        self._clean.add(pictures, chunk.index * self.width)
-        self._write_sheet(time.monotonic())
-
-    def close(self) -> None:
-        """Write the sheet once more."""
-        self._write_sheet(math.inf)
-
-    def _write_sheet(self, now: float) -> None:
-        if self.sheet is None or now < self._sheet_due:
-            return
-        pictures = list(self._clean.pictures)
-        for chunk, flying in sorted(self._in_flight.items()):
-            pictures += self._clean.sparse(thumbnails(flying), chunk * self.width)
-        if not pictures:
-            return
-        begin = time.monotonic()
-        picture = Image.fromarray(contact_sheet(pictures))
-        data = io.BytesIO()
-        picture.save(data, format="jpeg", quality=90, subsampling=0)  # PNG takes ten times as long
-        try:
-            write_atomically(self.sheet, lambda file: file.write(data.getvalue()))
-        except (OSError, OutOfMemory):  # no reason to lose a render
-            self.sheet = None
-        end = time.monotonic()
-        self._sheet_due = end + max(SHEET_INTERVAL_S, (end - begin) / SHEET_SHARE)
+        self.done(chunk.index * self.width, chunk.latent)
 
 
 def thumbnails(pictures: Frames) -> Frames:

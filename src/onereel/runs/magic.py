@@ -18,7 +18,7 @@ from onereel.core.errors import CheckpointError, ConfigError
 from onereel.core.files import write_atomically
 from onereel.media.image import read_image
 from onereel.media.preflight import check_output, estimate_bytes
-from onereel.models.magic_vae.model import VaeTiles, set_tiles
+from onereel.pipelines.decoding import TILE_UNIT, tile_pictures
 from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.magic_prepare import MagicPlan, MagicVideo, prepare_magic, segment_texts
 from onereel.pipelines.magic_run import MagicRun
@@ -322,12 +322,11 @@ def _tile(vae: Any, size: int, *, official_compat: bool) -> None:
     """Set the tiles of pictures; those of time stay."""
     if official_compat:
         raise ConfigError("--tile", hint="this run was made with the official tiles")
-    if size < 32 or size % 32:
-        near = max(32, round(size / 32) * 32)
-        raise ConfigError("--tile", expected="a multiple of 32", got=size, hint=f"use {near}")
-    frames, stride = vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames
-    set_tiles(vae, VaeTiles(size=size, num_frames=frames, temporal=vae.use_framewise_decoding))
-    vae.tile_sample_stride_num_frames = stride
+    if size < TILE_UNIT or size % TILE_UNIT:
+        near = max(1, round(size / TILE_UNIT)) * TILE_UNIT
+        expected = f"a multiple of {TILE_UNIT}"
+        raise ConfigError("--tile", expected=expected, got=size, hint=f"use {near}")
+    tile_pictures(vae, size)
 
 
 def _decoded(
@@ -340,7 +339,8 @@ def _decoded(
     clock: MagicClock,
 ) -> Iterator[MagicSegment]:
     """Decode the first segments of a run."""
-    decoder = SegmentDecoder(vae, config)
+    compat = folder_wishes(folder).official_compat
+    decoder = SegmentDecoder(vae, config, official_compat=compat)
     for segment in config.segments()[:count]:
         clock.skip_segment()
         latent = folder.load_chunk(segment.index)[_LATENT].to(device)

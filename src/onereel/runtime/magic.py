@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from onereel.core.errors import CheckpointError
 from onereel.models.magic_dit.weights import build_transformer
+from onereel.models.magic_vae.preview import keep_colours
 from onereel.models.magic_vae.weights import build_vae
 from onereel.models.magic_vae.weights import config_from_official as vae_config_from_official
 from onereel.runtime.shards import open_tensors, read_header, read_json
@@ -150,5 +151,6 @@ def load_vae(path: Path | str, *, dtype: torch.dtype | None = None) -> Autoencod
         config, tiles = vae_config_from_official(config)
     state = read_tensors(path)
     vae = build_vae(state, None if config is None else _arguments(config), tiles=tiles)
+    keep_colours(vae, config or {})
     loaded: AutoencoderKLHunyuanVideo = _cast(vae, dtype)
     return loaded

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from onereel.core.errors import ConfigError
 from onereel.models.magic_vae.model import use_frame_causal_attention
 from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
+from onereel.models.magic_vae.preview import fit_colours
 from onereel.training.data import BatchStream, to_video
 from onereel.training.engine import Method, Stream
 from onereel.training.vae import ToyboxVaeRecipe, VaeBatches, VaeMethod
@@ -113,6 +114,8 @@ class MagicVaeMethod(VaeMethod):
             ]
             scale = 1 / float(torch.cat(latents).double().std())
             exported.register_to_config(scaling_factor=scale)
+        tiles = self.as_input(self.stats_tiles[:256]).to(exported.device)
+        exported.register_to_config(**fit_colours(exported, tiles))
         for parameter in exported.parameters():
             parameter.data = parameter.data.bfloat16()
         exported.save_pretrained(folder)

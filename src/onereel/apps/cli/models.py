@@ -171,26 +171,31 @@ def previews(
     Without --video they are fitted on Toybox clips of the checkpoint's own size.
     """
     from onereel.runtime.layout import read_sampling
-    from onereel.runtime.previews import fit_previews
-    from onereel.runtime.source import resolve_model
+    from onereel.runtime.magic_source import magic_files
+    from onereel.runtime.previews import fit_magic_previews, fit_previews
+    from onereel.runtime.source import MAGIC141, resolve_model
 
     source = resolve_model(model)
-    sampling = read_sampling(source)
-    size = (int(sampling.get("height", 256)), int(sampling.get("width", 256)))
-    print(fit_previews(source, list(_preview_clips(video, size))))
+    is_magic = source.family == MAGIC141
+    sampling = magic_files(source).sampling if is_magic else read_sampling(source)
+    size = (int(sampling.get("height") or 256), int(sampling.get("width") or 256))
+    clips = list(_preview_clips(video, size, num_frames=25 if is_magic else 24))
+    print(fit_magic_previews(source, clips) if is_magic else fit_previews(source, clips))
 
 
-def _preview_clips(paths: list[Path] | None, size: tuple[int, int]) -> Iterator[Any]:
-    """Read or render clips of one chunk's length."""
+def _preview_clips(
+    paths: list[Path] | None, size: tuple[int, int], *, num_frames: int
+) -> Iterator[Any]:
+    """Read or render clips, about a chunk long."""
     from onereel.media import read_video
     from onereel.world import sample_clip
 
     height, width = size
     for path in paths or ():
-        yield read_video(path, height=height, width=width, num_frames=24)
+        yield read_video(path, height=height, width=width, num_frames=num_frames)
     if not paths:
         for seed in range(64):
-            yield sample_clip(seed, num_frames=24, height=height, width=width).video
+            yield sample_clip(seed, num_frames=num_frames, height=height, width=width).video
 
 
 @app.command()

@@ -10,13 +10,12 @@ Legend: B batch, C channels, F frames, T latent frames, H W height and width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from onereel.core.errors import ConfigError, ShapeError
-from onereel.models.magic_vae.model import decode_latent
 
 
 class StreamDecoder:
@@ -27,13 +26,19 @@ class StreamDecoder:
 
     Args:
         vae: the VAE (hooked is fine), its tiles set; see `set_tiles`.
+        decode: makes a tile of latents [B, C, T, H, W] a video; None takes the VAE's own way.
 
     Raises:
         ConfigError: tiles do not begin at a latent frame.
     """
 
-    def __init__(self, vae: AutoencoderKLHunyuanVideo) -> None:
-        self.vae = vae
+    def __init__(
+        self,
+        vae: AutoencoderKLHunyuanVideo,
+        *,
+        decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.vae, self._decode = vae, decode or (lambda latents: vae.decode(latents).sample)
         factor = int(vae.temporal_compression_ratio)
         frames, stride = vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames
         if frames % factor or stride % factor or not 0 < stride <= frames:
@@ -67,7 +72,7 @@ class StreamDecoder:
             self._latents = None
             if not held.shape[2]:
                 raise ShapeError("latents", expected="at least one frame", got=0)
-            yield decode_latent(self.vae, held)
+            yield (self._decode(self._scaled(held)) / 2 + 0.5).clamp(0, 1)
             return
         # The first tile must know that it is not the only one.
         while self._is_ready(held.shape[2], last=last):
@@ -84,11 +89,13 @@ class StreamDecoder:
             return False
         return num_latents > (0 if last else self._frames)
 
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+
     def _tile(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Decode a tile; the first frame of all but the first belongs to the tile before."""
         with _whole(self.vae):
-            scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-            tile: torch.Tensor = self.vae.decode(scaled).sample
+            tile = self._decode(self._scaled(latents))
         keep = self._stride_frames
         if self._before is None:
             keep += 1
