@@ -11,6 +11,7 @@ Read `stream.py` first: one video as a stream of decoded chunks, which every cal
 | `magic141_t2v.py`, `picture_*.py` | text to video by a picture, and where that comes from |
 | `families.py` | which wishes mean something to which family of models |
 | `magic_prepare.py`, `magic_parts.py`, `magic_run.py`, `magic_record.py` | one run of it |
+| `magic_writing.py`, `magic_previews.py` | its segments on their way to a file and to the eye |
 | `magic_yaml.py` | its official configs |
 | `loading.py`, `lora.py`, `pictures.py` | its components, its adapters, its inputs and outputs |
 | `wishes.py`, `files.py`, `prepare.py`, `run.py`, `record.py` | one run of `onereel generate` |

@@ -8,5 +8,6 @@
       preview.jpg             a contact sheet of the latents
 
 `run.py` is the door: `Run`, which iterates, steers, edits and decodes. The journal is the truth: a
-chunk counts when its line is there and its file has the line's hash.
+chunk counts when its line is there and its file has the line's hash. A chunk is a segment where the
+model is Magic 1-For-1 (`magic.py`); what both families share is in `keeper.py`.
 """
