@@ -36,7 +36,7 @@ def kept(folder: Path) -> int:
 
 
 def resident(pid: int) -> int:
-    """Read a process's resident bytes."""
+    """Read a process's resident bytes; 0 once it has ended."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * 4096
 
@@ -56,9 +56,11 @@ def watch(words: list[str], folder: Path, *, kill_at: int | None) -> Samples:
         count = kept(folder)
         try:
             writes = has_written(folder.with_suffix(".mp4"), start)
-            samples.append((count, resident(process.pid), writes))
+            size = resident(process.pid)
         except (OSError, IndexError):
             continue
+        if size:
+            samples.append((count, size, writes))
         if kill_at is not None and count >= kill_at:
             process.send_signal(signal.SIGKILL)
             process.wait()

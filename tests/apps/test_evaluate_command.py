@@ -90,7 +90,7 @@ def test_toybox_keeps_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model", "toybox-magic"), "did you mean 'toybox-magi'"),
+        (("--model", "toybox-mag"), "did you mean 'toybox-magi'"),
         (("--model", "simulator", "--suite", "quik"), "did you mean 'quick'"),
         (("--model", "simulator", "--limit", "0"), "limit: expected at least 1"),
         (("--model", "simulator", "--suite", "physics-v2v", "--samples", "2"), "leave it out"),

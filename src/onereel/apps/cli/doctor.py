@@ -34,8 +34,8 @@ OPTIONAL_PACKAGES = {
 }
 _CORE_PACKAGES = (
     *("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors"),
-    *("sentencepiece", "einops", "av", "pillow", "numpy", "ftfy", "beautifulsoup4"),
-    *("typer", "rich"),
+    *("sentencepiece", "tokenizers", "einops", "av", "pillow", "numpy", "ftfy", "pyyaml"),
+    *("beautifulsoup4", "typer", "rich"),
 )
 _ENCODERS = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", "h264_nvenc")
 _GIB = 2**30

@@ -23,10 +23,7 @@ from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 # name: (module:attribute, the line in `onereel --help`), in the order of the help.
 COMMANDS = {
     "generate": ("onereel.apps.cli.generate:app", "Make a video from text, an image or a video."),
-    "magic141": (
-        "onereel.apps.cli.magic141:app",
-        "Make the videos of an official Magic 1-For-1 YAML, with its own flags.",
-    ),
+    "magic141": ("onereel.apps.cli.magic141:app", "Make the videos of an official Magic141 YAML."),
     "resume": ("onereel.apps.cli.runs:resume", "Go on with a render that was broken off."),
     "runs": ("onereel.apps.cli.runs:app", "List, show, verify and clean the folders of renders."),
     "undo": ("onereel.apps.cli.edit:undo", "Take back what follows a second of a kept render."),
