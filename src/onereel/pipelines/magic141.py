@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from onereel.models.text.llava import (
     encode_prompt_tokens,
     join_tokens,
 )
+from onereel.pipelines.loading import find_source
 from onereel.pipelines.magic_sampling import (
     MagicRequest,
     MagicSampleConfig,
@@ -36,6 +38,7 @@ from onereel.pipelines.magic_sampling import (
     stream_segments,
 )
 from onereel.pipelines.pictures import OUTPUT_TYPES, collect, draw_seeds
+from onereel.runtime.source import MAGIC141
 
 
 @dataclass
@@ -112,6 +115,38 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         if vae is not None:
             use_frame_causal_attention(vae)
             set_tiles(vae, VaeTiles())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a pipeline.
+
+        Args:
+            pretrained_model_name_or_path: a shipped name such as `toybox-magic`, a folder that
+                `save_pretrained` wrote, or a hub id of such a folder (which diffusers downloads).
+            **kwargs: components to use instead of the stored ones, `dtype`, and whatever else
+                diffusers takes.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ConfigError: nothing is known under the name, or it is a checkpoint of MAGI-1.
+        """
+        source = find_source(pretrained_model_name_or_path)
+        if source is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if source.family != MAGIC141:
+            raise ConfigError(
+                f"{pretrained_model_name_or_path}", expected="a Magic 1-For-1 checkpoint",
+                got="one of MAGI-1", hint="load it with Magi1Pipeline",
+            )  # fmt: skip
+        pipeline = super().from_pretrained(str(source.path), **kwargs)
+        if not {"dtype", "torch_dtype"} & set(kwargs):
+            # transformers keeps the file's dtype where diffusers takes float32.
+            for name in ("text_encoder", "text_encoder_2"):
+                if name not in kwargs:
+                    getattr(pipeline, name).to(torch.float32)
+        return pipeline
 
     @property
     def sampling(self) -> MagicSampleConfig:
