@@ -19,8 +19,6 @@ if _TYPE_CHECKING:
         Magi1Pipeline,
         Magi1VideoToVideoPipeline,
     )
-    from onereel.pipelines.magic141 import Magic141ImageToVideoPipeline
-    from onereel.pipelines.magic141_t2v import Magic141Pipeline
     from onereel.runs.run import Run
     from onereel.runtime.auto_model import AutoModel
 
@@ -35,8 +33,6 @@ __all__ = [
     "Magi1PipelineOutput",
     "Magi1Transformer3DModel",
     "Magi1VideoToVideoPipeline",
-    "Magic141ImageToVideoPipeline",
-    "Magic141Pipeline",
     "Run",
     "__version__",
 ]
@@ -51,8 +47,6 @@ _HOMES = {
     "Magi1PipelineOutput": "onereel.pipelines.base",
     "Magi1Transformer3DModel": "onereel.models.magi_dit.model",
     "Magi1VideoToVideoPipeline": "onereel.pipelines.magi1",
-    "Magic141ImageToVideoPipeline": "onereel.pipelines.magic141",
-    "Magic141Pipeline": "onereel.pipelines.magic141_t2v",
     "Run": "onereel.runs.run",
 }
 

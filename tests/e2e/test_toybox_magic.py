@@ -10,9 +10,10 @@ import pytest
 import torch
 from clips import decode
 
-from onereel import Magi1Pipeline, Magic141Pipeline
+from onereel import Magi1Pipeline
 from onereel.apps.cli.main import main
 from onereel.core.errors import ConfigError
+from onereel.pipelines.magic141_t2v import Magic141Pipeline
 
 
 def reddest(frames: np.ndarray) -> float:
