@@ -15,6 +15,7 @@ from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.evaluation.generate import Made, ModelChoice, Order
+from onereel.models.magic_vae.model import to_uint8
 from onereel.pipelines.magic_parts import MagicParts, Place
 from onereel.pipelines.magic_sampling import (
     MagicRequest,
@@ -86,7 +87,7 @@ class MagicMaker:
         pixels = self._picture(order, config) if order.given is None else order.given[0]
         texts, device = self._parts.texts, self._parts.place.device
         tokens = texts.encode_image(pixels)
-        prompts = [_text_at(order, max(0, segment.first_frame())) for segment in config.segments()]
+        prompts = [_text_at(order, segment.first_frame()) for segment in config.segments()]
         negative = texts.encode_prompt(config.negative_prompt, tokens)[0] if config.guided else None
         request = MagicRequest(
             picture=fit_picture(pixels, config, size=usual_size(config)).to(device),
@@ -100,7 +101,7 @@ class MagicMaker:
             pieces.append(piece.frames.cpu())
         video = torch.cat(pieces)[: order.num_frames]
         problem = "" if torch.isfinite(video).all() else "the model's frames hold NaN or infinity"
-        made = ((video / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        made = to_uint8(video / 2 + 0.5).permute(0, 2, 3, 1).numpy()
         return Made(frames=made, seconds=time.perf_counter() - start, problem=problem)
 
     def _picture(self, order: Order, config: MagicSampleConfig) -> np.ndarray:

@@ -15,7 +15,7 @@ from onereel.core.seeds import chunk_noise
 from onereel.media.buckets import Bucket, fit_bucket, pick_bucket
 from onereel.media.scale import Pixels
 from onereel.models.magic_dit.model import MagicCondition, image_prior, predict_velocity
-from onereel.models.magic_vae.model import decode_latent, encode_latent
+from onereel.models.magic_vae.model import decode_latent, encode_latent, to_uint8
 from onereel.models.magic_vae.streaming import StreamDecoder
 from onereel.models.text.llava import (
     IMAGE_TEMPLATE,
@@ -478,6 +478,6 @@ def sample_picture(
     scale = config.guidance_scale if config.guided else 1.0
     velocity = guided(partial(one, condition), against, scale=scale)
     latent = sample_euler(velocity, noise, sigmas=sigma_grid(config.num_steps, shift=config.shift))
-    frame = decode_latent(vae, latent)[0, :, 0].float().clamp(0, 1)
-    pixels: Pixels = (frame * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    frame = decode_latent(vae, latent)[0, :, 0]
+    pixels: Pixels = to_uint8(frame).permute(1, 2, 0).cpu().numpy()
     return pixels

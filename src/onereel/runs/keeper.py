@@ -13,6 +13,7 @@ from typing import Any, Self
 from onereel.core.errors import ConfigError
 from onereel.core.files import replace_folder
 from onereel.media.preflight import check_place
+from onereel.pipelines.record import installed_versions
 from onereel.pipelines.wishes import RunWishes
 from onereel.runs.folder import PREVIEW, Manifest, RunFolder
 
@@ -233,3 +234,15 @@ def folder_wishes(folder: RunFolder) -> RunWishes:
         Its wishes, with all edits.
     """
     return RunWishes.from_settings(folder.settings, where=f"settings of {folder.path}")
+
+
+def tell_versions(record: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Say which packages are others than when a run was begun.
+
+    Args:
+        record: of the run.
+        say: is told a line per package.
+    """
+    for name, now in installed_versions().items():
+        if now != (then := record["versions"].get(name)):
+            say(f"begun with {name} {then}, now {now}: rounding may differ")

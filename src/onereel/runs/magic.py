@@ -30,18 +30,25 @@ from onereel.pipelines.magic_sampling import (
 )
 from onereel.pipelines.magic_writing import MagicClock, write_segments
 from onereel.pipelines.picture_sources import SourcePicture
-from onereel.pipelines.record import command_of, installed_versions
+from onereel.pipelines.record import command_of
 from onereel.pipelines.run import RunResult
 from onereel.pipelines.stream import VideoChunk
 from onereel.runs.decode import check_hash
 from onereel.runs.folder import FORMAT, INPUTS, Manifest, RunFolder
-from onereel.runs.keeper import FolderKeeper, folder_wishes, opened, relative_output
+from onereel.runs.keeper import (
+    FolderKeeper,
+    folder_wishes,
+    opened,
+    relative_output,
+    tell_versions,
+)
 from onereel.runs.render import check_same
 from onereel.runtime.magic_source import NETWORKS, MagicFiles, hash_files, load_part, magic_files
 from onereel.runtime.source import MAGIC141, resolve_model
 
 PICTURE = "picture.png"  # the first picture, whatever it came from
 _LATENT = "latent"
+_OFFICIAL_VAE = {"latent_channels": 16, "spatial_compression_ratio": 8}  # its file has no config
 
 
 class SegmentFolder(FolderKeeper):
@@ -162,9 +169,11 @@ def latent_bytes(plan: MagicPlan) -> int:
     Returns:
         Bytes.
     """
-    video, channels = plan.request, 16
+    config = _OFFICIAL_VAE | (plan.files.config("vae") or {})
+    factor = int(config["spatial_compression_ratio"])
+    cells = math.prod(math.ceil(s / factor) for s in (plan.request.height, plan.request.width))
     frames = sum(segment.num_latents for segment in plan.segments)
-    return 4 * channels * frames * math.ceil(video.height / 8) * math.ceil(video.width / 8)
+    return 4 * int(config["latent_channels"]) * frames * cells
 
 
 def resume_magic(
@@ -204,9 +213,7 @@ def resume_magic(
         plan = prepare_magic(begun, output)
         check_same(plan, record, where=str(path))
         plan = dataclasses.replace(plan, settings=wishes)  # the record names no copies
-        for name, now in installed_versions().items():
-            if now != (then := record["versions"].get(name)):
-                listener.say(f"begun with {name} {then}, now {now}: rounding may differ")
+        tell_versions(record, listener.say)
         done = len(folder.chunks)
         left = len(plan.segments) - done
         listener.say(f"{path}: {done} segments are kept, {left} are left to compute")

@@ -14,12 +14,18 @@ import torch
 from onereel.core.errors import ConfigError
 from onereel.pipelines.listeners import RunListener
 from onereel.pipelines.prepare import RunPlan, prepare
-from onereel.pipelines.record import Recorded, Repeat, installed_versions, sampling_record
+from onereel.pipelines.record import Recorded, Repeat, sampling_record
 from onereel.pipelines.run import RunResult, stream_run
 from onereel.pipelines.stream import VideoChunk
 from onereel.pipelines.wishes import RunWishes
 from onereel.runs.folder import FORMAT, INPUTS, Manifest, RunFolder
-from onereel.runs.keeper import FolderKeeper, folder_wishes, opened, relative_output
+from onereel.runs.keeper import (
+    FolderKeeper,
+    folder_wishes,
+    opened,
+    relative_output,
+    tell_versions,
+)
 from onereel.runtime.source import MAGI1
 from onereel.runtime.verify import model_parts
 
@@ -175,9 +181,7 @@ def stream_resumed(
         check_same(plan, record, where=str(path))
         Repeat(str(path), record, wishes).check(plan, changed=())
         plan = dataclasses.replace(plan, settings=wishes)  # the record names the files, not copies
-        for name, now in installed_versions().items():
-            if now != (then := record["versions"].get(name)):
-                listener.say(f"begun with {name} {then}, now {now}: rounding may differ")
+        tell_versions(record, listener.say)
         keeper = RunKeeper(path, plan, folder=folder, say=listener.say)
         done, left = len(keeper.finished), plan.num_chunks - keeper.finished.stop
         listener.say(f"{path}: {done} chunks are kept, {left} are left to compute")

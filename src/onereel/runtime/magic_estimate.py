@@ -13,7 +13,7 @@ from onereel.core.errors import OutOfMemory
 from onereel.runtime.machine import available_bytes
 from onereel.runtime.magic_source import NETWORKS, MagicFiles
 from onereel.runtime.quantize import GROUP
-from onereel.runtime.shards import TensorFolder, read_json
+from onereel.runtime.shards import TensorFolder
 
 # Bytes of a rounded number; of 4 bits, the scale of a group beside it.
 _ROUNDED: Final = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / GROUP}
@@ -151,9 +151,7 @@ def _transformer_config(files: MagicFiles) -> Mapping[str, Any]:
     """Read the config; a PyTorch file's is that of the released 13B model."""
     from onereel.models.magic_dit.presets import MAGIC_DIT_PRESETS
 
-    place = files.places["transformer"]
-    file = (place if place.is_dir() else place.parent) / "config.json"
-    stored = read_json(file) if file.is_file() else MAGIC_DIT_PRESETS["magic141"]
+    stored = files.config("transformer") or MAGIC_DIT_PRESETS["magic141"]
     usual = HunyuanVideoTransformer3DModel.__init__.__kwdefaults__ or {}
     return {"patch_size": 2, "mlp_ratio": 4.0, **usual, **stored}
 
@@ -168,9 +166,7 @@ def _call_flops(config: Mapping[str, Any], width: int, image_tokens: int) -> int
 
 
 def _vae_bytes(files: MagicFiles, size: tuple[int, int], dtype: torch.dtype) -> int:
-    place = files.places["vae"]
-    file = (place if place.is_dir() else place.parent) / "config.json"
-    channels = read_json(file).get("block_out_channels", [128]) if file.is_file() else [128]
+    channels = (files.config("vae") or {}).get("block_out_channels", [128])
     frames, height, width = _TILE
     tile = frames * min(height, size[0]) * min(width, size[1])
     shown = frames * size[0] * size[1] * 3 * 4 * _SHOWN_COPIES

@@ -67,6 +67,22 @@ class MagicFiles:
         is_folder = place.is_dir() and any(place.glob("*.safetensors"))
         return open_tensors(place) if is_folder else None
 
+    def config(self, part: str) -> dict[str, Any] | None:
+        """Read a network's config.
+
+        Args:
+            part: one of `NETWORKS`.
+
+        Returns:
+            What it says; None where there is none, as beside a PyTorch file.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        place = self.places[part]
+        file = (place if place.is_dir() else place.parent) / _CONFIG
+        return read_json(file) if file.is_file() else None
+
 
 def magic_files(source: ModelSource, *, needed: Collection[str] = PARTS) -> MagicFiles:
     """Read the index of a checkpoint's folder.
@@ -111,7 +127,7 @@ def check_parts(files: MagicFiles) -> None:
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
     """
-    configs = {part: _config(files.places[part]) for part in NETWORKS}
+    configs = {part: files.config(part) for part in NETWORKS}
     for part, kind in (
         ("transformer", HunyuanVideoTransformer3DModel),
         ("vae", AutoencoderKLHunyuanVideo),
@@ -146,11 +162,6 @@ def _check_widths(configs: Mapping[str, dict[str, Any] | None]) -> None:
                 f"transformer: {name}", expected=f"{wanted}, {what}", got=transformer[name],
                 hint="the parts belong to different checkpoints",
             )  # fmt: skip
-
-
-def _config(place: Path) -> dict[str, Any] | None:
-    file = (place if place.is_dir() else place.parent) / _CONFIG
-    return read_json(file) if file.is_file() else None
 
 
 def default_dtype(files: MagicFiles, device: torch.device) -> torch.dtype:

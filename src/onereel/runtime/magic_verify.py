@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,7 @@ def verify_magic(source: ModelSource, *, deep: bool = False, hashed: bool = True
         files = magic_files(source)
         sampling = dict(files.sampling)
         for part in NETWORKS:
-            tried(lambda part=part: parts.update({part: _report(files, part)}))  # type: ignore[misc]
+            tried(functools.partial(_add_report, parts, files, part))
         if not problems:
             tried(lambda: check_parts(files))
         if deep and not problems:
@@ -63,12 +64,12 @@ def verify_magic(source: ModelSource, *, deep: bool = False, hashed: bool = True
     )
 
 
-def _report(files: MagicFiles, part: str) -> PartReport:
+def _add_report(parts: dict[str, PartReport], files: MagicFiles, part: str) -> None:
     found = files.tensors(part)
     if found is None:
         raise CheckpointError(f"{files.places[part]}: no safetensors", hint="save it again")
     kinds = collections.Counter(str(i.dtype).removeprefix("torch.") for i in found.infos.values())
-    return PartReport(
+    parts[part] = PartReport(
         path=str(found.path),
         num_files=len(found.files),
         num_tensors=len(found.infos),

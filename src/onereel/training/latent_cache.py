@@ -189,9 +189,8 @@ def _picture_frame(config: CacheConfig, index: int) -> int:
 
 
 def _magic_clips(
-    vae: Any, config: CacheConfig, indices: Sequence[int], *, clips: Sequence[Clip]
+    vae: Any, config: CacheConfig, _indices: Sequence[int], *, clips: Sequence[Clip]
 ) -> list[dict[str, Tensor]]:
-    del indices
     if config.images_only:
         return encode_pictures(vae, clips)
     return [encode_clip(vae, clip) for clip in clips]

@@ -75,8 +75,9 @@ class MagicText:
         texts = list(captions)
         if dropped is not None:
             texts = [NOTHING if d else t for t, d in zip(texts, dropped.tolist(), strict=True)]
-        distinct = sorted(set(texts))
-        rows = torch.tensor([distinct.index(text) for text in texts], device=self.llava.device)
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(numbers)
+        rows = torch.tensor([numbers[text] for text in texts], device=self.llava.device)
         ids, mask = self._padded(self.tokenizer, [self.template.replace("{}", t) for t in distinct])
         output = self.llava.model.language_model(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False

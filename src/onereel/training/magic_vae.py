@@ -127,8 +127,9 @@ def start_as_pooling(vae: AutoencoderKLHunyuanVideo, *, gain: float = 0.5) -> No
     """Let a fresh VAE start as averaging over a latent's pixels, in three of its channels.
 
     Every residual branch starts at zero, and a pair of channels (c, -c) per colour passes through:
-    silu(c) - silu(-c) = c undoes the last non-linearity of encoder and decoder. Measured after 186
-    steps of 4 tiles: 20.5 dB (object pixels 16.6 dB) against 17.8 dB (10.9 dB) from random weights.
+    silu(c) - silu(-c) = c undoes the last non-linearity of encoder and decoder. One run of 186
+    steps of 4 tiles each, lr 3e-4: 20.5 dB (object pixels 16.6 dB), 17.8 dB (10.9 dB) from random
+    weights.
 
     Args:
         vae: changed in place.
