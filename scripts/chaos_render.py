@@ -1,6 +1,7 @@
 """Kill renders at random moments, resume them until they are done, and compare bit by bit.
 
     python scripts/chaos_render.py --kills 200            toybox-magi, 6 seconds each
+    python scripts/chaos_render.py --kills 40 --model toybox-magic --seconds 12
 
 Every attempt is a fork of this process and is killed with SIGKILL, also while it loads, writes a
 chunk, its journal or the video. A finished video must have the latents (files, byte by byte) and
@@ -18,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from onereel.apps.cli.main import main as onereel
 from onereel.core.errors import OneReelError
 from onereel.media import read_video
 from onereel.pipelines import run as _imported_once  # noqa: F401
+from onereel.runs import magic as _as_well  # noqa: F401
 from onereel.runs import render as _too  # noqa: F401
 from onereel.runs.folder import RunFolder
 
@@ -55,17 +57,20 @@ def attempt(words: Sequence[str], steps: Path, *, kill_after: float | None) -> i
 
 
 def _count_steps(path: Path) -> None:
-    """Let every step of the engine leave a byte, so that repeated work can be counted."""
+    """Let every step of either family leave a byte, so that repeated work can be counted."""
+    from onereel.pipelines.magic_writing import MagicClock
     from onereel.samplers.engine import ChunkEngine
 
-    real = ChunkEngine._step
+    def counted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*values: Any) -> None:
+            step(*values)
+            with path.open("ab") as file:
+                file.write(b".")
 
-    def counted(engine: ChunkEngine, call: Any) -> None:
-        real(engine, call)
-        with path.open("ab") as file:
-            file.write(b".")
+        return count
 
-    ChunkEngine._step = counted  # type: ignore[method-assign]
+    ChunkEngine._step = counted(ChunkEngine._step)  # type: ignore[method-assign]
+    MagicClock.step_done = counted(MagicClock.step_done)  # type: ignore[method-assign]
 
 
 def hashes(folder: Path) -> list[tuple[int, str]]:
