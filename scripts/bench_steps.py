@@ -26,7 +26,8 @@ COLUMNS = {  # heading: measure of suite i2v
 }
 
 
-def _show(counter: Counter, done: int, total: int, _record: object) -> None:
+def show(counter: Counter, done: int, total: int, _record: object) -> None:
+    """Show how many videos are made."""
     counter.show(done, total)
 
 
@@ -51,7 +52,7 @@ def row(model: str, steps: int, args: argparse.Namespace) -> list[float]:
                 out=out,
                 workers=args.workers,
                 resume=out.is_dir(),
-                progress=functools.partial(_show, counter),
+                progress=functools.partial(show, counter),
             ).metrics
         means = {name: math.nan if m.mean is None else m.mean for name, m in found.items()}
         if suite == "standard":
