@@ -9,6 +9,7 @@ from onereel.apps.cli.main import main
 from onereel.apps.cli.plan import frames_of, parse_size, size_text, time_text
 from onereel.core.errors import ConfigError
 from onereel.runtime import estimate as estimate_module
+from onereel.runtime.magic_shapes import released_shapes
 
 Captured = pytest.CaptureFixture[str]
 
@@ -71,3 +72,39 @@ def test_texts() -> None:
     assert [time_text(s) for s in (7.53, 600, 36000)] == ["7.5 s", "10 min", "10 h"]
     with pytest.raises(ConfigError):
         parse_size("720p")
+
+
+def test_the_released_magic_model_needs_half_in_int8(capsys: Captured) -> None:
+    """The report's 32 GB and 16 GB (arXiv 2502.07701), at 960x544 with networks in turn."""
+    needed = {}
+    for level in (None, "int8", "int4"):
+        more = [] if level is None else ["--quantize", level]
+        arguments = ["plan", "--model", "magic141", "--size", "960x544", "--num-frames", "81"]
+        main([*arguments, "--steps", "4", "--tflops", "400", "--device", "cpu", "--json", *more])
+        found = json.loads(capsys.readouterr().out)
+        needed[level] = found["in_turn_bytes"] / 1e9
+        assert found["num_calls"] == 4 and found["num_segments"] == 1
+    assert needed[None] == pytest.approx(30, abs=2)
+    assert needed["int8"] == pytest.approx(16, abs=1)
+    assert needed["int4"] < 12
+
+
+def test_the_released_magic_model_has_the_public_sizes() -> None:
+    sizes = released_shapes().sizes
+    billions = {part: (size.matrices + size.rest) / 1e9 for part, size in sizes.items()}
+    assert billions["text_encoder"] == pytest.approx(8.36, abs=0.01)
+    assert billions["text_encoder_2"] == pytest.approx(0.123, abs=0.001)
+    assert billions["transformer"] == pytest.approx(12.81, abs=0.01)
+    assert billions["vae"] == pytest.approx(0.246, abs=0.001)
+
+
+def test_a_table_of_a_magic_checkpoint(capsys: Captured) -> None:
+    arguments = ["plan", "--model", "toybox-magic", "--device", "cpu", "--tflops", "0.2"]
+    assert main([*arguments, "--seconds", "60", "--dtype", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert "64x64, 1440 frames, 17 segments" in out and "in turn" in out and "about " in out
+
+
+def test_what_a_magic_checkpoint_does_not_have(capsys: Captured) -> None:
+    assert main(["plan", "--model", "magic141", "--window", "2"]) == 2
+    assert "--window of a Magic 1-For-1 checkpoint" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from onereel.pipelines.prepare import check_lora
 from onereel.pipelines.timeline import Timeline, parse_timeline
 from onereel.pipelines.wishes import RunWishes, check_wishes, output_path
 from onereel.runtime.magic_estimate import MagicEstimate, check_magic_fits, estimate_magic
+from onereel.runtime.magic_shapes import MagicShapes, read_magic_shapes
 from onereel.runtime.magic_source import MagicFiles, check_parts, default_dtype, magic_files
 from onereel.runtime.quantize import DYNAMIC, check_level
 from onereel.runtime.source import MAGIC141, ModelSource, resolve_model
@@ -112,14 +113,27 @@ class MagicPlan:
 
     def estimate(self) -> MagicEstimate:
         """Estimate memory and work."""
-        video = self.request
-        return estimate_magic(
-            self.files,
-            size=(video.height, video.width),
-            segments=[segment.num_latents for segment in self.segments],
-            calls_per_segment=video.config.num_steps * (2 if video.config.guided else 1),
-            place=(self.place.device, self.place.dtype, self.place.level),
-        )
+        return estimate_video(self.request, read_magic_shapes(self.files), place=self.place)
+
+
+def estimate_video(video: MagicVideo, shapes: MagicShapes, *, place: Place) -> MagicEstimate:
+    """Estimate memory and work.
+
+    Args:
+        video: the video.
+        shapes: the checkpoint's networks.
+        place: where networks run.
+
+    Returns:
+        The estimate.
+    """
+    return estimate_magic(
+        shapes,
+        size=(video.height, video.width),
+        segments=[segment.num_latents for segment in video.config.segments()],
+        calls_per_segment=video.config.num_steps * (2 if video.config.guided else 1),
+        place=(place.device, place.dtype, place.level),
+    )
 
 
 def prepare_magic(
@@ -160,7 +174,7 @@ def prepare_magic(
     check_parts(files)
     pixels = None if wishes.image is None else read_picture(wishes.image)
     _check_picture(wishes, files, keep_image)
-    video = _video(wishes, sampling, pixels)
+    video = plan_video(wishes, sampling, pixels=pixels)
     settings = _complete(wishes, video, source)
     output = output_path(settings, output, seed=video.seed)
     size = estimate_bytes(video.width, video.height, num_frames=video.num_frames)
@@ -288,7 +302,22 @@ def clip_folder(wishes: RunWishes, files: MagicFiles) -> Path:
     return folder
 
 
-def _video(wishes: RunWishes, sampling: MagicSampleConfig, pixels: Pixels | None) -> MagicVideo:
+def plan_video(
+    wishes: RunWishes, sampling: MagicSampleConfig, *, pixels: Pixels | None = None
+) -> MagicVideo:
+    """Choose what is open of a video.
+
+    Args:
+        wishes: what is wanted.
+        sampling: the checkpoint's settings.
+        pixels: the given picture.
+
+    Returns:
+        The video.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
     fps = wishes.fps or sampling.fps
     num_frames = wishes.num_frames or sampling.num_frames
     if wishes.seconds is not None:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import T5Config
@@ -20,7 +20,7 @@ from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magi_vae.tiling import TileConfig
 from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
 from onereel.runtime.layout import sample_config
-from onereel.runtime.machine import available_bytes, measure_norm_seconds, measure_tflops
+from onereel.runtime.machine import available_bytes, measure_tflops, rough_seconds
 from onereel.runtime.shapes import (
     ModelShapes,
     Shaped,
@@ -31,12 +31,6 @@ from onereel.runtime.shapes import (
 )
 from onereel.samplers.plan import ChunkSampleConfig
 
-# Where only the speed of matrix products is known: the share of it that a whole step reaches.
-_EFFICIENCY: Final = 0.6
-# Measured on a CPU: what a layer does beside products takes as long as this many LayerNorms.
-_NORMS_PER_LAYER: Final = 60
-# Small models wait for kernels to start: about 80 per layer and call.
-_SECONDS_PER_LAYER: Final = 80 * 6e-6
 _FP32 = torch.float32
 
 
@@ -148,13 +142,14 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Rough time on this device, within a factor of two."""
-        products = (self.flops + self.vae_flops) / (self.tflops * 1e12)
-        if self.given_tflops is not None:
-            rest = products * (1 / _EFFICIENCY - 1)
-        else:
-            norm = measure_norm_seconds(torch.device(self.device), width=self.model_width)
-            rest = self.numbers * _NORMS_PER_LAYER * norm
-        return products + rest + self.num_calls * self.num_layers * _SECONDS_PER_LAYER
+        return rough_seconds(
+            self.flops + self.vae_flops,
+            numbers=self.numbers,
+            layer_calls=self.num_calls * self.num_layers,
+            width=self.model_width,
+            place=(torch.device(self.device), parse_dtype(self.dtype)),
+            tflops=self.given_tflops,
+        )
 
     @property
     def flops_per_step(self) -> float:

@@ -16,6 +16,12 @@ import torch.nn.functional as F
 _MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _BUDGET_S: Final = 0.1  # of one measurement of speed
+# Where only the speed of matrix products is known: the share of it that a whole step reaches.
+_EFFICIENCY: Final = 0.6
+# Measured on a CPU: what a layer does beside products takes as long as this many LayerNorms.
+_NORMS_PER_LAYER: Final = 60
+# Small models wait for kernels to start: about 80 per layer and call.
+_SECONDS_PER_LAYER: Final = 80 * 6e-6
 
 
 def available_bytes(device: torch.device | str) -> int | None:
@@ -89,6 +95,38 @@ def measure_norm_seconds(device: torch.device, *, width: int = 1024) -> float:
     """
     x = torch.ones(4096 if device.type == "cuda" else 512, width, device=device)
     return _median_seconds(lambda: F.layer_norm(x, (width,)), device) / x.numel()
+
+
+def rough_seconds(
+    flops: float,
+    *,
+    numbers: float,
+    layer_calls: int,
+    width: int,
+    place: tuple[torch.device, torch.dtype],
+    tflops: float | None,
+) -> float:
+    """Say how long a transformer's work takes, within a factor of two.
+
+    Args:
+        flops: operations of matrix products.
+        numbers: tokens times width, summed over all layers of all calls.
+        layer_calls: layers times calls.
+        width: of the model.
+        place: device and dtype.
+        tflops: speed of matrix products, 10^12 per second; None measures it.
+
+    Returns:
+        Seconds.
+    """
+    device, dtype = place
+    speed = measure_tflops(device, dtype, width=width) if tflops is None else tflops
+    products = flops / (speed * 1e12)
+    if tflops is not None:
+        rest = products * (1 / _EFFICIENCY - 1)
+    else:
+        rest = numbers * _NORMS_PER_LAYER * measure_norm_seconds(device, width=width)
+    return products + rest + layer_calls * _SECONDS_PER_LAYER
 
 
 def _median_seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 
+from onereel.core.device import parse_dtype
 from onereel.core.errors import OutOfMemory
-from onereel.runtime.machine import available_bytes
-from onereel.runtime.magic_source import NETWORKS, MagicFiles
+from onereel.runtime.machine import available_bytes, rough_seconds
+from onereel.runtime.magic_shapes import MagicShapes, NetworkSize, decoding_flops
 from onereel.runtime.quantize import GROUP
-from onereel.runtime.shards import TensorFolder
 
 # Bytes of a rounded number; of 4 bits, the scale of a group beside it.
 _ROUNDED: Final = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / GROUP}
 # A single block holds queries, keys, values, the MLP's and their products: widths per token.
 _WIDTHS_PER_TOKEN: Final = 14
-_TEXT_TOKENS: Final = 402
+_TEXT_TOKENS: Final = 402  # where the checkpoint does not limit them
 _TILE: Final = (65, 256, 256)  # frames, height, width of a VAE tile
 _TILE_COPIES: Final = 4  # of the widest feature map at full size
 _SHOWN_COPIES: Final = 4  # of a decoded tile's pixels in float32
@@ -35,7 +35,10 @@ class MagicEstimate:
         weights: bytes per network.
         tokens: of the longest segment, text included.
         num_calls: calls of the transformer.
-        flops: of all of them.
+        num_layers: of the transformer.
+        model_width: of the transformer.
+        flops: of all calls.
+        numbers: tokens times width, summed over all layers of all calls.
         step_bytes: intermediates of a call.
         vae_bytes: intermediates of decoding a tile, its pixels included.
         resident_bytes: peak when all networks stay on the device.
@@ -48,7 +51,10 @@ class MagicEstimate:
     weights: Mapping[str, int]
     tokens: int
     num_calls: int
+    num_layers: int
+    model_width: int
     flops: int
+    numbers: int
     step_bytes: int
     vae_bytes: int
     resident_bytes: int
@@ -67,13 +73,24 @@ class MagicEstimate:
         together = turns == "stay" or (turns == "move" and self.device == "cpu")
         return self.resident_bytes if together else self.in_turn_bytes
 
+    def fits(self, turns: str) -> bool | None:
+        """Say whether memory suffices.
+
+        Args:
+            turns: as in `needed_bytes`.
+
+        Returns:
+            None where the free memory is unknown.
+        """
+        return None if self.available is None else self.needed_bytes(turns) <= self.available
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
 
 
 def estimate_magic(
-    files: MagicFiles,
+    shapes: MagicShapes,
     *,
     size: tuple[int, int],
     segments: Sequence[int],
@@ -83,7 +100,7 @@ def estimate_magic(
     """Estimate a video.
 
     Args:
-        files: the checkpoint.
+        shapes: the checkpoint's networks.
         size: height and width in pixels.
         segments: latent frames of every pass.
         calls_per_segment: calls of the transformer, guidance counted twice.
@@ -93,29 +110,30 @@ def estimate_magic(
         The estimate.
     """
     device, dtype, level = place
+    rounded = {part: level for part in ("transformer", "text_encoder")}
     weights = {
-        part: _weight_bytes(
-            files.tensors(part), files, part, dtype,
-            level if part in ("transformer", "text_encoder") else None,
-        )
-        for part in NETWORKS
-    }  # fmt: skip
-    config = _transformer_config(files)
+        part: _weight_bytes(numbers, dtype, rounded.get(part))
+        for part, numbers in shapes.sizes.items()
+    }
+    config = shapes.transformer
     width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
     patch = int(config["patch_size"])
-    image_tokens = [t * (size[0] // 8 // patch) * (size[1] // 8 // patch) for t in segments]
-    calls = [_call_flops(config, width, n) for n in image_tokens]
-    tokens = max(image_tokens) + _TEXT_TOKENS
-    step_bytes = tokens * width * _WIDTHS_PER_TOKEN * dtype.itemsize
-    vae_bytes = _vae_bytes(files, size, dtype)
+    text = int(shapes.sampling.get("prompt_tokens") or _TEXT_TOKENS)
+    tokens = [text + t * (size[0] // 8 // patch) * (size[1] // 8 // patch) for t in segments]
+    layers = int(config["num_layers"]) + int(config["num_single_layers"])
+    step_bytes = max(tokens) * width * _WIDTHS_PER_TOKEN * dtype.itemsize
+    vae_bytes = _vae_bytes(shapes.vae, size, dtype)
     texts = weights["text_encoder"] + weights["text_encoder_2"]
     return MagicEstimate(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         weights=weights,
-        tokens=tokens,
+        tokens=max(tokens),
         num_calls=calls_per_segment * len(segments),
-        flops=calls_per_segment * sum(calls),
+        num_layers=layers,
+        model_width=width,
+        flops=calls_per_segment * sum(_call_flops(config, width, n) for n in tokens),
+        numbers=calls_per_segment * sum(tokens) * width * layers,
         step_bytes=step_bytes,
         vae_bytes=vae_bytes,
         resident_bytes=sum(weights.values()) + max(step_bytes, vae_bytes),
@@ -124,53 +142,57 @@ def estimate_magic(
     )
 
 
-def _weight_bytes(
-    found: TensorFolder | None,
-    files: MagicFiles,
-    part: str,
-    dtype: torch.dtype,
-    level: str | None,
-) -> int:
-    if found is None:  # a PyTorch file: about as large as what it holds
-        place = files.places[part]
-        return sum(
-            file.stat().st_size
-            for file in ([place] if place.is_file() else place.iterdir())
-            if file.is_file()
-        )
-    total = 0.0
-    for info in found.infos.values():
-        numbers = info.num_bytes // info.dtype.itemsize
-        is_matrix = len(info.shape) == 2
-        rounded = level is not None and is_matrix
-        total += numbers * (_ROUNDED[str(level)] if rounded else dtype.itemsize)
-    return int(total)
+def _weight_bytes(size: NetworkSize, dtype: torch.dtype, level: str | None) -> int:
+    each = dtype.itemsize if level is None else _ROUNDED[level]
+    return int(size.matrices * each + size.rest * dtype.itemsize)
 
 
-def _transformer_config(files: MagicFiles) -> Mapping[str, Any]:
-    """Read the config; a PyTorch file's is that of the released 13B model."""
-    from onereel.models.magic_dit.presets import MAGIC_DIT_PRESETS
-
-    stored = files.config("transformer") or MAGIC_DIT_PRESETS["magic141"]
-    usual = HunyuanVideoTransformer3DModel.__init__.__kwdefaults__ or {}
-    return {"patch_size": 2, "mlp_ratio": 4.0, **usual, **stored}
-
-
-def _call_flops(config: Mapping[str, Any], width: int, image_tokens: int) -> int:
+def _call_flops(config: Mapping[str, Any], width: int, tokens: int) -> int:
     """Count the operations of one call: products with weights, and attention."""
-    tokens = image_tokens + _TEXT_TOKENS
     double, single = int(config["num_layers"]), int(config["num_single_layers"])
     mlp = float(config["mlp_ratio"])
     per_token = (double + single) * (4 + 2 * mlp) * width**2  # each stream has its own weights
     return int(2 * per_token * tokens + (double + single) * 4 * tokens**2 * width)
 
 
-def _vae_bytes(files: MagicFiles, size: tuple[int, int], dtype: torch.dtype) -> int:
-    channels = (files.config("vae") or {}).get("block_out_channels", [128])
+def _vae_bytes(config: Mapping[str, Any], size: tuple[int, int], dtype: torch.dtype) -> int:
+    channels = config.get("block_out_channels", [128])
     frames, height, width = _TILE
     tile = frames * min(height, size[0]) * min(width, size[1])
     shown = frames * size[0] * size[1] * 3 * 4 * _SHOWN_COPIES
     return int(tile * channels[0] * dtype.itemsize * _TILE_COPIES + shown)
+
+
+def magic_seconds(
+    found: MagicEstimate,
+    shapes: MagicShapes,
+    *,
+    video: tuple[int, int, int],
+    tflops: float | None = None,
+) -> float:
+    """Say how long a video takes, within a factor of two; texts and the first picture left out.
+
+    Args:
+        found: its estimate.
+        shapes: the checkpoint's networks.
+        video: frames, height and width.
+        tflops: speed of matrix products, 10^12 per second; None measures it.
+
+    Returns:
+        Seconds.
+    """
+    # Tiles overlap by a quarter: in time, and in pictures that are larger than a tile.
+    doubled = 1.0
+    for length, tile in zip(video, _TILE, strict=True):
+        doubled /= 0.75 if length > tile else 1.0
+    return rough_seconds(
+        found.flops + decoding_flops(shapes) * math.prod(video) * doubled,
+        numbers=found.numbers,
+        layer_calls=found.num_calls * found.num_layers,
+        width=found.model_width,
+        place=(torch.device(found.device), parse_dtype(found.dtype)),
+        tflops=tflops,
+    )
 
 
 def check_magic_fits(found: MagicEstimate, *, turns: str) -> None:
@@ -183,11 +205,11 @@ def check_magic_fits(found: MagicEstimate, *, turns: str) -> None:
     Raises:
         OutOfMemory: the device has too little memory; the hint says what would help.
     """
-    needed = found.needed_bytes(turns)
-    if found.available is None or needed <= found.available:
+    if found.available is None or found.fits(turns):
         return
+    needed = found.needed_bytes(turns)
     ways = []
-    if turns != "reload" and found.in_turn_bytes <= found.available:
+    if turns != "reload" and found.fits("reload"):
         ways.append("load networks in turn (--low-memory)")
     if found.dtype == "float32":
         ways.append("use bfloat16 (--dtype bf16)")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onereel.apps.cli.plan_magic import RELEASED, plan_magic
 from onereel.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def plan(
     model: Annotated[
         str | None,
-        typer.Option(help="Shipped name, folder, official JSON, or a released size: 4.5B_base."),
+        typer.Option(help="Shipped name, folder, official JSON, or a size: 4.5B_base, magic141."),
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Length of the video.")] = None,
@@ -48,11 +49,23 @@ def plan(
     from onereel.runtime.estimate import Job, check_fits, estimate_job
     from onereel.runtime.quantize import check_level
     from onereel.runtime.shapes import read_shapes
+    from onereel.runtime.source import MAGIC141
 
     if seconds is not None and num_frames is not None:
         raise ConfigError("--seconds and --num-frames", expected="one of them")
     height, width = parse_size(size) if size else (None, None)
-    shapes = read_shapes(find_model(model))
+    found_model = find_model(model)
+    if found_model == RELEASED or getattr(found_model, "family", None) == MAGIC141:
+        from onereel.pipelines.wishes import RunWishes
+
+        wishes = RunWishes(
+            prompt="-", model=model, seconds=seconds, num_frames=num_frames, height=height,
+            width=width, steps=steps, quantize=quantize, device=device, dtype=dtype,
+        )  # fmt: skip
+        foreign = {"--window": window, "--prefix-frames": prefix_frames}
+        plan_magic(wishes, foreign=foreign, tflops=tflops, as_json=json_)
+        return
+    shapes = read_shapes(found_model)
     frames = num_frames
     if seconds is not None:
         frames = frames_of(seconds, fps=int(shapes.sampling.get("fps", 24)))
@@ -94,7 +107,7 @@ def find_model(name: str | None) -> ModelSource | str:
     from onereel.models.magi_dit.presets import DIT_PRESETS
     from onereel.runtime.source import resolve_model
 
-    return name if name in DIT_PRESETS else resolve_model(name)
+    return name if name in DIT_PRESETS or name == RELEASED else resolve_model(name)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -152,8 +165,8 @@ def describe(found: Estimate) -> list[str]:
         ("key/value cache", f"{size_text(found.kv_bytes)} ({found.kv_chunks} chunks)"),
         ("largest step", size_text(found.step_bytes)),
         ("decoding a chunk", f"{size_text(found.vae_bytes)} ({found.num_tiles} tiles)"),
-        ("all at once", f"{size_text(found.resident_bytes)}{_verdict(found.fits)}"),
-        ("moved in turn", f"{size_text(found.in_turn_bytes)}{_verdict(found.fits_in_turn)}"),
+        ("all at once", f"{size_text(found.resident_bytes)}{verdict(found.fits)}"),
+        ("moved in turn", f"{size_text(found.in_turn_bytes)}{verdict(found.fits_in_turn)}"),
         ("steps", f"{found.num_steps}"),
         ("guidance passes", f"{found.num_passes} ({found.num_plain_passes} without skipping), "
                             f"in {found.num_calls} model calls"),
@@ -166,7 +179,15 @@ def describe(found: Estimate) -> list[str]:
     return [f"{name:{width}}  {value}" for name, value in rows]
 
 
-def _verdict(fits: Any) -> str:
+def verdict(fits: bool | None) -> str:
+    """Say whether something fits.
+
+    Args:
+        fits: None where the free memory is unknown.
+
+    Returns:
+        What to add to a size.
+    """
     return "" if fits is None else ", fits" if fits else ", does not fit"
 
 
