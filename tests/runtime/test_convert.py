@@ -14,9 +14,10 @@ from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_dit.official import parse_official
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.weights import config_from_official
-from onereel.runtime.convert import convert, to_official, write_shards
+from onereel.runtime.convert import convert, to_official
 from onereel.runtime.layout import complete, official_kwargs, transformer_part
 from onereel.runtime.official_config import official_json, official_vae_json
+from onereel.runtime.shard_writing import write_shards
 from onereel.runtime.source import resolve_model
 
 Make = Callable[..., Path]

@@ -38,7 +38,9 @@ from onereel.pipelines.magic_sampling import (
     stream_segments,
 )
 from onereel.pipelines.pictures import OUTPUT_TYPES, collect, draw_seeds
-from onereel.runtime.source import MAGIC141
+from onereel.runtime.magic_rounded import ROUNDED_PARTS
+from onereel.runtime.magic_source import load_part, magic_files
+from onereel.runtime.source import MAGIC141, ModelSource
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
                 f"{pretrained_model_name_or_path}", expected="a Magic 1-For-1 checkpoint",
                 got="one of MAGI-1", hint="load it with Magi1Pipeline",
             )  # fmt: skip
+        kwargs = _rounded_parts(source, kwargs) | kwargs
         pipeline = super().from_pretrained(str(source.path), **kwargs)
         if not {"dtype", "torch_dtype"} & set(kwargs):
             # transformers keeps the file's dtype where diffusers takes float32.
@@ -365,3 +368,14 @@ class Magic141ImageToVideoPipeline(DiffusionPipeline, HunyuanVideoLoraLoaderMixi
         if options["output_type"] == "latent":
             return torch.cat([segment.latent[0] for segment in segments], dim=1).cpu()
         return torch.cat([segment.frames.cpu() for segment in segments])
+
+
+def _rounded_parts(source: ModelSource, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the parts whose weights are stored in few bits, which diffusers cannot."""
+    files = magic_files(source)
+    dtype = given.get("dtype", given.get("torch_dtype", torch.float32))
+    return {
+        part: load_part(files, part, dtype=dtype, device=torch.device("cpu"))
+        for part in ROUNDED_PARTS
+        if part not in given and files.level(part) is not None
+    }

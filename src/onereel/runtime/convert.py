@@ -7,6 +7,7 @@ get the dtype of the bias beside them whenever that loses nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from onereel.core.errors import CheckpointError, ConfigError, OutOfMemory
 from onereel.models.magi_dit import weights as dit_weights
@@ -23,12 +23,13 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.special_tokens import SpecialTokens
 from onereel.runtime.layout import CONFIG, ModelPart, keeps_fp32, key_map_arguments
 from onereel.runtime.load import stored_dtype
+from onereel.runtime.magic_convert import check_magic, stored_bytes_of, write_magic
 from onereel.runtime.official_config import official_json, official_vae_json
-from onereel.runtime.quantize import QUANTIZATION, STORED, check_level, packed_tensors
-from onereel.runtime.source import MODEL_INDEX, ModelSource
+from onereel.runtime.quantize import DYNAMIC, QUANTIZATION, STORED, check_level, packed_tensors
+from onereel.runtime.shard_writing import Named, write_shards
+from onereel.runtime.source import MAGIC141, MODEL_INDEX, ModelSource
 from onereel.runtime.verify import Parts, model_parts
 
-Named = tuple[str, torch.Tensor]
 _CROSS = (".attn2.to_k.", ".attn2.to_v.")
 _QKV = (".attn.to_q.", ".attn.to_k.", ".attn.to_v.")
 _TOKENIZER_FILES: Final = (
@@ -65,7 +66,8 @@ def convert(
         dtype: of the transformer's and the VAE's matrices; float8 weights, scales and the parts
             that compute in float32 keep theirs. None keeps all.
         max_shard_gb: size from which weights are split over files, in 10^9 bytes.
-        level: of `quantize.py`, to which the transformer's weights are rounded; our layout only.
+        level: of `quantize.py`, to which the transformer's weights are rounded, and LLaVA's; our
+            layout only.
 
     Returns:
         What to pass to `resolve_model`: the folder, or the JSON config inside it.
@@ -80,15 +82,31 @@ def convert(
         raise ConfigError("max_shard_gb", expected="more than 0", got=max_shard_gb)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists already", hint="choose a new or empty folder")
-    parts = model_parts(source)
-    _check_level(parts, to=to, level=level)
+    if level is not None and level not in STORED:
+        if level != DYNAMIC:
+            check_level(level)
+        raise ConfigError(
+            "--quantize", expected=f"one of {', '.join(STORED)}", got=level,
+            hint="give this one to `onereel generate`",
+        )  # fmt: skip
+    options = _Options(dtype, int(max_shard_gb * 1e9), level)
+    if source.family == MAGIC141:
+        check_magic(source, to=to, level=level)
+        stored = stored_bytes_of(source)
+        write = functools.partial(
+            write_magic, source, dtype=dtype, max_bytes=options.max_bytes, level=level
+        )
+    else:
+        parts = model_parts(source)
+        _check_level(parts, to=to, level=level)
+        stored = _stored_bytes(parts)
+        write = functools.partial(_write, source, parts, to=to, options=options)
     staging = out.absolute().with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    write = _write_folder if to == "folder" else _write_official
     try:
-        _check_disk(parts, staging)
-        result = write(source, parts, staging, _Options(dtype, int(max_shard_gb * 1e9), level))
+        _check_disk(stored, staging)
+        result = write(staging)
         if out.exists():
             out.rmdir()
         staging.rename(out.absolute())
@@ -97,17 +115,26 @@ def convert(
     return out / result
 
 
-def _check_disk(parts: Parts, folder: Path) -> None:
+def _check_disk(needed: int, folder: Path) -> None:
     """Refuse to begin what the disk cannot hold, as far as the stored sizes tell."""
-    assert parts.transformer is not None and parts.vae is not None
-    assert parts.text_encoder is not None
-    stored = (parts.transformer.tensors, parts.vae.tensors, parts.text_encoder)
-    needed, free = sum(part.num_bytes for part in stored), shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutOfMemory(
             f"disk at {folder.parent}", expected=f"{needed / 1e9:.1f} GB free",
             got=f"{free / 1e9:.1f} GB", hint="convert to another disk",
         )  # fmt: skip
+
+
+def _stored_bytes(parts: Parts) -> int:
+    assert parts.transformer is not None and parts.vae is not None
+    assert parts.text_encoder is not None
+    stored = (parts.transformer.tensors, parts.vae.tensors, parts.text_encoder)
+    return sum(part.num_bytes for part in stored)
+
+
+def _write(source: ModelSource, parts: Parts, out: Path, *, to: str, options: _Options) -> str:
+    write = _write_folder if to == "folder" else _write_official
+    return write(source, parts, out, options)
 
 
 class _Options:
@@ -121,12 +148,6 @@ def _check_level(parts: Parts, *, to: str, level: str | None) -> None:
     """Refuse levels that files cannot hold, and a layout that has no place for them."""
     assert parts.transformer is not None
     stored = parts.transformer.quantization
-    if level is not None and level not in STORED:
-        check_level(level)
-        raise ConfigError(
-            "--quantize", expected=f"one of {', '.join(STORED)}", got=level,
-            hint="give this one to `onereel generate`",
-        )  # fmt: skip
     if (level or stored) and to == "official":
         raise ConfigError("--to official", expected="whole weights", got=level or stored)
     if level is not None and stored not in (None, level):
@@ -292,59 +313,3 @@ def _narrow_gain(
     assert dtype is not None
     small = value.to(dtype)
     return small if torch.equal(small.float() + 1.0, gain.float()) else value
-
-
-def write_shards(
-    tensors: Iterable[Named],
-    folder: Path,
-    *,
-    stem: str,
-    planned: Sequence[tuple[str, int]],
-    max_bytes: int,
-) -> None:
-    """Write a stream of tensors as one safetensors file, or as shards and their index.
-
-    Args:
-        tensors: names and values.
-        folder: where to write; it is made.
-        stem: beginning of the file names.
-        planned: the same names in the same order, and their sizes in bytes.
-        max_bytes: of a file, unless a single tensor is larger.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    groups = _group(planned, max_bytes)
-    stream, weight_map, total = iter(tensors), {}, 0
-    for number, names in enumerate(groups, start=1):
-        suffix = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
-        file = f"{stem}{suffix}.safetensors"
-        shard = {name: _own_storage(tensor) for name, tensor in _take(stream, len(names))}
-        assert list(shard) == names, "the plan and the stream differ"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-        total += sum(tensor.nbytes for tensor in shard.values())
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / f"{stem}.safetensors.index.json", index)
-
-
-def _group(planned: Sequence[tuple[str, int]], max_bytes: int) -> list[list[str]]:
-    groups: list[list[str]] = [[]]
-    used = 0
-    for name, size in planned:
-        if groups[-1] and used + size > max_bytes:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += size
-    return groups
-
-
-def _take(stream: Iterator[Named], count: int) -> Iterator[Named]:
-    for _ in range(count):
-        yield next(stream)
-
-
-def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a view, for safetensors writes no shared memory."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

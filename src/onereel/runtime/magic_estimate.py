@@ -12,6 +12,7 @@ import torch
 from onereel.core.device import parse_dtype
 from onereel.core.errors import OutOfMemory
 from onereel.runtime.machine import available_bytes, rough_seconds
+from onereel.runtime.magic_rounded import ROUNDED_PARTS
 from onereel.runtime.magic_shapes import MagicShapes, NetworkSize, decoding_flops
 from onereel.runtime.quantize import GROUP
 
@@ -110,7 +111,7 @@ def estimate_magic(
         The estimate.
     """
     device, dtype, level = place
-    rounded = {part: level for part in ("transformer", "text_encoder")}
+    rounded = dict.fromkeys(ROUNDED_PARTS, level)
     weights = {
         part: _weight_bytes(numbers, dtype, rounded.get(part))
         for part, numbers in shapes.sizes.items()
@@ -144,7 +145,7 @@ def estimate_magic(
 
 def _weight_bytes(size: NetworkSize, dtype: torch.dtype, level: str | None) -> int:
     each = dtype.itemsize if level is None else _ROUNDED[level]
-    return int(size.matrices * each + size.rest * dtype.itemsize)
+    return int(size.matrices * each + size.rest * dtype.itemsize) + size.rounded_bytes
 
 
 def _call_flops(config: Mapping[str, Any], width: int, tokens: int) -> int:

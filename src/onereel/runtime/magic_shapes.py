@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from onereel.models.magic_dit.presets import MAGIC_DIT_PRESETS
+from onereel.runtime.magic_rounded import ROUNDED_TENSORS
 from onereel.runtime.magic_source import NETWORKS, MagicFiles
 
 RELEASED: Final = "magic141"  # the 13B model; its weights were never released
@@ -38,10 +40,12 @@ class NetworkSize:
     Args:
         matrices: in the matrices that `quantize.py` may round.
         rest: in all other tensors.
+        rounded_bytes: of what is stored in few bits.
     """
 
     matrices: int
     rest: int
+    rounded_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +160,10 @@ def decoding_flops(shapes: MagicShapes) -> float:
 def _stored_size(files: MagicFiles, part: str) -> NetworkSize:
     found = files.tensors(part)
     if found is not None:
-        return _size((name, info.shape) for name, info in found.infos.items())
+        rounded = {name for name in found.infos if name.endswith(ROUNDED_TENSORS)}
+        size = _size((n, info.shape) for n, info in found.infos.items() if n not in rounded)
+        num_bytes = sum(found.infos[name].num_bytes for name in rounded)
+        return dataclasses.replace(size, rounded_bytes=num_bytes)
     # A PyTorch file has no headers: about as large as what it holds, in bfloat16.
     place = files.places[part]
     stored = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]

@@ -20,7 +20,16 @@ from onereel.core.errors import CheckpointError
 from onereel.models.magi_dit.weights import account
 from onereel.runtime.load import no_foreign_bars
 from onereel.runtime.magic import load_transformer, load_vae
-from onereel.runtime.quantize import quantize
+from onereel.runtime.magic_rounded import (
+    ROUNDED_PARTS,
+    ROUNDED_TENSORS,
+    can_stream,
+    check_stored,
+    empty_network,
+    load_rounded,
+    stored_level,
+)
+from onereel.runtime.quantize import DYNAMIC, quantize
 from onereel.runtime.shards import TensorFolder, open_tensors, read_json
 from onereel.runtime.source import MODEL_INDEX, ModelSource
 
@@ -29,6 +38,10 @@ TEXT_PARTS: Final = (
 )
 PARTS: Final = (*TEXT_PARTS, "transformer", "vae")
 NETWORKS: Final = ("text_encoder", "text_encoder_2", "transformer", "vae")
+_DIFFUSERS: Final[dict[str, Any]] = {
+    "transformer": HunyuanVideoTransformer3DModel,
+    "vae": AutoencoderKLHunyuanVideo,
+}
 _CONFIG: Final = "config.json"
 _SMALL: Final = 500_000_000  # numbers; 2 GB in float32
 
@@ -66,6 +79,25 @@ class MagicFiles:
         place = self.places[part]
         is_folder = place.is_dir() and any(place.glob("*.safetensors"))
         return open_tensors(place) if is_folder else None
+
+    def level(self, part: str) -> str | None:
+        """Read in how many bits a network's weights are stored.
+
+        Args:
+            part: one of `NETWORKS`.
+
+        Returns:
+            A level of `quantize.py`, or None for whole weights.
+
+        Raises:
+            CheckpointError: its config is damaged, or the level unknown.
+        """
+        level = stored_level(self.config(part), where=str(self.places[part] / _CONFIG))
+        if level is not None and part not in ROUNDED_PARTS:
+            raise CheckpointError(
+                f"{self.places[part]}: {level} weights", expected="whole ones", got=level
+            )
+        return level
 
     def config(self, part: str) -> dict[str, Any] | None:
         """Read a network's config.
@@ -128,17 +160,18 @@ def check_parts(files: MagicFiles) -> None:
         CheckpointError: something is missing, damaged, or does not fit.
     """
     configs = {part: files.config(part) for part in NETWORKS}
-    for part, kind in (
-        ("transformer", HunyuanVideoTransformer3DModel),
-        ("vae", AutoencoderKLHunyuanVideo),
-    ):
-        found, config = files.tensors(part), configs[part]
-        if found is not None and config is not None and "_class_name" in config:
+    for part, config in configs.items():
+        found, level = files.tensors(part), files.level(part)
+        if found is None or config is None:
+            continue
+        if level is not None:
+            model = empty_network(part, config, level=level)
+        elif part in _DIFFUSERS and "_class_name" in config:
             with torch.device("meta"):
-                model = kind.from_config(config)
-            account(found.meta(), model.state_dict(), where=str(found.path))
-    for part in ("text_encoder", "text_encoder_2"):
-        files.tensors(part)
+                model = _DIFFUSERS[part].from_config(config)
+        else:
+            continue
+        account(found.meta(), model.state_dict(), where=str(found.path))
     _check_widths(configs)
 
 
@@ -181,8 +214,8 @@ def default_dtype(files: MagicFiles, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and found.num_parameters < _SMALL:
         return torch.float32
     sizes: dict[torch.dtype, int] = {}
-    for info in found.infos.values():
-        if info.dtype.is_floating_point:
+    for name, info in found.infos.items():
+        if info.dtype.is_floating_point and not name.endswith(ROUNDED_TENSORS):
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.num_bytes
     return max(sizes, key=lambda dtype: sizes[dtype])
 
@@ -240,15 +273,27 @@ def load_part(
 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit.
+        ConfigError: the weights are stored in another level.
     """
     place = files.places[part]
+    if part in ROUNDED_PARTS:
+        stored = files.level(part)
+        check_stored(level, stored=stored)
+        if level != DYNAMIC and (level or stored):
+            tensors = files.tensors(part)
+            if can_stream(part, tensors, stored=stored):
+                assert tensors is not None
+                return load_rounded(
+                    part, tensors, files.config(part) or {}, level=str(level or stored),
+                    dtype=dtype, device=device,
+                )  # fmt: skip
     if part in ("transformer", "vae"):
         model = (load_transformer if part == "transformer" else load_vae)(place, dtype=dtype)
     elif part in ("text_encoder", "text_encoder_2"):
         model = _text_network(part, place, dtype=dtype)
     else:
         return _reader(files, part)
-    if level is not None and part in ("text_encoder", "transformer"):
+    if level is not None and part in ROUNDED_PARTS:
         quantize(model, level)
     return model.to(device)
 
