@@ -197,4 +197,4 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.4g}"
