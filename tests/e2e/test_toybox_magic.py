@@ -1,4 +1,4 @@
-"""The shipped Magic 1-For-1 checkpoint: it makes what it is told, from Python and the command."""
+"""The shipped Magic 1-For-1 checkpoints: they make what they are told, from Python and the command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def reddest(frames: np.ndarray) -> float:
     return float(np.sort(pixels[:, 0] - pixels[:, 1:].max(axis=1))[-60:].mean())
 
 
-def test_a_prompt_becomes_a_picture_and_its_video() -> None:
-    pipeline = Magic141Pipeline.from_pretrained("toybox-magic")
+@pytest.mark.parametrize(("model", "steps"), [("toybox-magic", 8), ("toybox-magic-4step", None)])
+def test_a_prompt_becomes_a_picture_and_its_video(model: str, steps: int | None) -> None:
+    pipeline = Magic141Pipeline.from_pretrained(model)
+    assert pipeline.sampling.guided == (steps is not None)
     assert pipeline.text_encoder.dtype == torch.float32
     pipeline.set_progress_bar_config(disable=True)
     shown = {}
@@ -31,7 +33,7 @@ def test_a_prompt_becomes_a_picture_and_its_video() -> None:
         output = pipeline(
             f"a large {colour} disc rests on the floor",
             num_frames=13,
-            num_inference_steps=8,
+            num_inference_steps=steps,
             generator=torch.Generator().manual_seed(0),
         )
         assert output.frames.shape == (1, 13, 64, 64, 3)
