@@ -49,7 +49,9 @@ def save_charts(path: Path, charts: Mapping[str, Sequence[Series]], *, x_label: 
 
 
 def mean_curve(result: Result, name: str, *, label: str) -> Series:
-    """Average a curve of a result over its videos.
+    """Average a curve of a result over its videos, from the second value on.
+
+    The first one compares the first second with itself.
 
     Args:
         result: of `onereel evaluate`, one value per second.
@@ -64,4 +66,4 @@ def mean_curve(result: Result, name: str, *, label: str) -> Series:
     seen = np.isfinite(table).any(axis=0)
     mean = np.full(table.shape[1], np.nan)
     mean[seen] = np.nanmean(table[:, seen], axis=0)
-    return Series(x=list(range(len(mean))), y=mean.tolist(), label=label)
+    return Series(x=list(range(1, len(mean))), y=mean[1:].tolist(), label=label)

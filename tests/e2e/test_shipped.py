@@ -1,7 +1,8 @@
-"""The shipped checkpoint is small, whole, and shows what the prompt says."""
+"""The shipped MAGI checkpoints are small, whole, and show what the prompt says."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,29 @@ from onereel.runtime.source import resolve_model
 from onereel.runtime.verify import verify
 from onereel.world import PALETTE
 
-FOLDER = Path(onereel.__file__).parent / "world" / "checkpoints" / "toybox-magi"
+FOLDER = Path(onereel.__file__).parent / "world" / "checkpoints"
+STEPS = {"toybox-magi": 8, "toybox-magi-distill": 4}
 MAX_BYTES = 12_000_000
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    """Load the shipped checkpoint."""
-    pipe = Magi1Pipeline.from_pretrained("toybox-magi")
+@pytest.fixture(scope="module", params=STEPS)
+def pipe(request: pytest.FixtureRequest) -> Any:
+    """Load a shipped checkpoint, set to few steps."""
+    pipe = Magi1Pipeline.from_pretrained(request.param)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return functools.partial(pipe, num_inference_steps=STEPS[request.param])
 
 
-def test_weights_are_small_and_bfloat16() -> None:
-    files = list(FOLDER.rglob("*.safetensors"))
+@pytest.mark.parametrize("name", STEPS)
+def test_weights_are_small_and_bfloat16(name: str) -> None:
+    files = list((FOLDER / name).rglob("*.safetensors"))
     assert len(files) == 3
     assert sum(file.stat().st_size for file in files) <= MAX_BYTES
 
 
-def test_verifies() -> None:
-    report = verify(resolve_model("toybox-magi"), deep=True)
+@pytest.mark.parametrize("name", STEPS)
+def test_verifies(name: str) -> None:
+    report = verify(resolve_model(name), deep=True)
     assert report.ok, report.problems
 
 
@@ -43,7 +47,6 @@ def test_object_has_the_colour_of_the_prompt(pipe: Any, colour: str) -> None:
     video = pipe(
         f"a large {colour} disc bounces on the floor",
         num_frames=24,
-        num_inference_steps=8,
         generator=torch.Generator().manual_seed(0),
     ).frames[0]
     pixels = (video * 255).reshape(-1, 3)
