@@ -44,6 +44,7 @@ def train(out: Path, steps: int, shares: dict[str, Any], args: argparse.Namespac
         "picture_share": 0.0,
         "lengths": f"[{args.length}]",
         "keep_best": "false",
+        "validation_items": args.samples,
         "sharding": "replicate",
         "max_steps": steps,
         "validate_minutes": 1e9,
@@ -63,7 +64,12 @@ def train(out: Path, steps: int, shares: dict[str, Any], args: argparse.Namespac
 def colours_shown(model: str, shares: dict[str, Any], args: argparse.Namespace) -> float:
     """Sample the validation's captions in four steps; the share with all colours named."""
     recipe = ToyboxMagicDistillRecipe(
-        teacher=model, cache=args.cache, picture_share=0.0, lengths=(args.length,), **shares
+        teacher=model,
+        cache=args.cache,
+        picture_share=0.0,
+        lengths=(args.length,),
+        validation_items=args.samples,
+        **shares,
     )
     method = MagicDmdMethod(recipe, open_caches(args.cache))
     vae = method.parts["vae"].float()
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--cache", required=True, help="latents, as `onereel train cache` writes")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 100, 200, 300, 400])
     parser.add_argument("--length", type=int, default=13, help="latent frames")
+    parser.add_argument("--samples", type=int, default=64, help="held-out ones that are measured")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
