@@ -256,7 +256,13 @@ def test_a_saved_pipeline_is_the_same(pipe: Any, tmp_path: Path) -> None:
     loaded = Magic141ImageToVideoPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.sampling == pipe.sampling
-    assert torch.equal(latent(loaded), latent(pipe))
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        stored = getattr(loaded, name).state_dict()
+        for key, value in getattr(pipe, name).state_dict().items():
+            assert torch.equal(stored[key], value)
+    # Not to the bit: weights from a file lie elsewhere in memory, and some processors add up in
+    # another order there.
+    torch.testing.assert_close(latent(loaded), latent(pipe), rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -82,13 +82,7 @@ def convert(
         raise ConfigError("max_shard_gb", expected="more than 0", got=max_shard_gb)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists already", hint="choose a new or empty folder")
-    if level is not None and level not in STORED:
-        if level != DYNAMIC:
-            check_level(level)
-        raise ConfigError(
-            "--quantize", expected=f"one of {', '.join(STORED)}", got=level,
-            hint="give this one to `onereel generate`",
-        )  # fmt: skip
+    _check_storable(level)
     options = _Options(dtype, int(max_shard_gb * 1e9), level)
     if source.family == MAGIC141:
         check_magic(source, to=to, level=level)
@@ -144,8 +138,20 @@ class _Options:
         self.dtype, self.max_bytes, self.level = dtype, max_bytes, level
 
 
+def _check_storable(level: str | None) -> None:
+    """Refuse levels that files cannot hold."""
+    if level is None or level in STORED:
+        return
+    if level != DYNAMIC:
+        check_level(level)
+    raise ConfigError(
+        "--quantize", expected=f"one of {', '.join(STORED)}", got=level,
+        hint="give this one to `onereel generate`",
+    )  # fmt: skip
+
+
 def _check_level(parts: Parts, *, to: str, level: str | None) -> None:
-    """Refuse levels that files cannot hold, and a layout that has no place for them."""
+    """Refuse another level than the stored one, and a layout that has no place for any."""
     assert parts.transformer is not None
     stored = parts.transformer.quantization
     if (level or stored) and to == "official":

@@ -106,8 +106,8 @@ def can_stream(part: str, tensors: TensorFolder | None, *, stored: str | None) -
 def load_rounded(
     part: str,
     tensors: TensorFolder,
-    config: Mapping[str, Any],
     *,
+    config: Mapping[str, Any],
     level: str,
     dtype: torch.dtype,
     device: torch.device,

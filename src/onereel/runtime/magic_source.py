@@ -284,7 +284,7 @@ def load_part(
             if can_stream(part, tensors, stored=stored):
                 assert tensors is not None
                 return load_rounded(
-                    part, tensors, files.config(part) or {}, level=str(level or stored),
+                    part, tensors, config=files.config(part) or {}, level=str(level or stored),
                     dtype=dtype, device=device,
                 )  # fmt: skip
     if part in ("transformer", "vae"):
