@@ -1,4 +1,4 @@
-"""The shipped Magic 1-For-1 checkpoints: they make what they are told, from Python and the command."""
+"""The shipped Magic 1-For-1 checkpoints make what they are told, from Python and the command."""
 
 from __future__ import annotations
 
