@@ -17,12 +17,19 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from onereel.core.device import parse_dtype
-from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.errors import CheckpointError
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.text.special_tokens import SpecialTokens
 from onereel.runtime.layout import ModelPart, keeps_fp32
-from onereel.runtime.quantize import DYNAMIC, STORED, QuantizedLinear, packed_tensors, quantize
+from onereel.runtime.quantize import (
+    DYNAMIC,
+    STORED,
+    QuantizedLinear,
+    check_stored,
+    packed_tensors,
+    quantize,
+)
 from onereel.runtime.source import ModelSource
 from onereel.runtime.text_files import load_text_encoder, load_tokenizer
 from onereel.runtime.verify import Parts, hash_parts, model_parts
@@ -218,11 +225,7 @@ def load_part(
         CheckpointError: a tensor is missing or unknown.
         ConfigError: the weights are stored in another level.
     """
-    if level is not None and part.quantization not in (None, level):
-        raise ConfigError(
-            "--quantize", expected=f"{part.quantization}, in which the weights are stored",
-            got=level, hint="leave it out, or take the checkpoint with whole weights",
-        )  # fmt: skip
+    check_stored(level, stored=part.quantization)
     model, tensors = part.build(), part.our_tensors()
     if level in STORED and part.quantization is None:
         quantize(model, str(level))

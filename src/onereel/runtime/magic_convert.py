@@ -14,7 +14,6 @@ from onereel.runtime.magic_rounded import (
     ROUNDED_PARTS,
     ROUNDED_TENSORS,
     can_stream,
-    check_stored,
     empty_network,
 )
 from onereel.runtime.magic_source import (
@@ -25,7 +24,7 @@ from onereel.runtime.magic_source import (
     load_part,
     magic_files,
 )
-from onereel.runtime.quantize import QUANTIZATION, packed_tensors, quantize
+from onereel.runtime.quantize import QUANTIZATION, check_stored, packed_tensors, quantize
 from onereel.runtime.shard_writing import Named, write_shards
 from onereel.runtime.shards import TensorFolder
 from onereel.runtime.source import MODEL_INDEX, ModelSource

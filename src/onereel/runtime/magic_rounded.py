@@ -14,7 +14,7 @@ import transformers
 from accelerate import init_empty_weights
 from diffusers import HunyuanVideoTransformer3DModel
 
-from onereel.core.errors import CheckpointError, ConfigError
+from onereel.core.errors import CheckpointError
 from onereel.models.magi_dit.weights import account
 from onereel.models.magic_dit.model import use_trimmed_text
 from onereel.models.magic_dit.weights import is_official
@@ -45,23 +45,6 @@ def stored_level(config: Mapping[str, Any] | None, *, where: str) -> str | None:
             f"{where}: {QUANTIZATION}", expected=f"one of {', '.join(STORED)}", got=level
         )
     return level
-
-
-def check_stored(level: str | None, *, stored: str | None) -> None:
-    """Refuse to round what is rounded already in another way.
-
-    Args:
-        level: that is asked for.
-        stored: of the weights.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    if level is not None and stored not in (None, level):
-        raise ConfigError(
-            "--quantize", expected=f"{stored}, in which the weights are stored", got=level,
-            hint="leave it out, or take the checkpoint with whole weights",
-        )  # fmt: skip
 
 
 def empty_network(part: str, config: Mapping[str, Any], *, level: str | None) -> Any:

@@ -24,12 +24,11 @@ from onereel.runtime.magic_rounded import (
     ROUNDED_PARTS,
     ROUNDED_TENSORS,
     can_stream,
-    check_stored,
     empty_network,
     load_rounded,
     stored_level,
 )
-from onereel.runtime.quantize import DYNAMIC, quantize
+from onereel.runtime.quantize import DYNAMIC, check_stored, quantize
 from onereel.runtime.shards import TensorFolder, open_tensors, read_json
 from onereel.runtime.source import MODEL_INDEX, ModelSource
 

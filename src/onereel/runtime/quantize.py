@@ -58,6 +58,23 @@ def check_level(level: str) -> None:
             ) from error
 
 
+def check_stored(level: str | None, *, stored: str | None) -> None:
+    """Refuse to round what is rounded already in another way.
+
+    Args:
+        level: that is asked for.
+        stored: of the weights.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if level is not None and stored not in (None, level):
+        raise ConfigError(
+            "--quantize", expected=f"{stored}, in which the weights are stored", got=level,
+            hint="leave it out, or take the checkpoint with whole weights",
+        )  # fmt: skip
+
+
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is stored in few bits.
 
