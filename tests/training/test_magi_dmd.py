@@ -18,7 +18,7 @@ from onereel.training.engine import Trainer
 from onereel.training.latent_cache import LatentCache
 from onereel.training.magi import MagiMethod, ToyboxMagiRecipe
 from onereel.training.magi_dmd import MagiDmdMethod, ToyboxMagiDmdRecipe, _put
-from onereel.training.method import TrainerConfig
+from onereel.training.method import TrainerConfig, step_generator
 
 SAMPLING = {
     "num_steps": 8, "window_size": 1, "noise2clean_kvrange": (2,), "height": 32, "width": 32,
@@ -86,7 +86,9 @@ def test_a_short_run_resumes_to_the_bit_and_exports(
 ) -> None:
     def run(folder: str, steps: int) -> tuple[MagiDmdMethod, dict[str, Tensor]]:
         loop = dataclasses.replace(distil.trainer, max_steps=steps)
-        changed = dataclasses.replace(distil, trainer=loop, gan_weight=0.1, gan_critic_weight=0.1)
+        changed = dataclasses.replace(
+            distil, trainer=loop, gan_weight=0.1, gan_critic_weight=0.1, t2v_share=0.0, own_past=2
+        )
         built: Any = changed.build()
         result = Trainer(*built, config=loop, out=tmp_path / folder, quiet=True).fit(resume=True)
         assert {"start_frechet_4", "continue_frechet_4", "frechet"} <= set(result.metrics)
@@ -133,6 +135,49 @@ def test_the_student_samples_as_the_pipeline_does(
         batch["captions"][0][0], num_frames=24, latents=noise, output_type="latent"
     ).frames
     torch.testing.assert_close(ours, theirs.view_as(ours), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_own_past_is_what_the_pipeline_makes(
+    method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe, tmp_path: Path
+) -> None:
+    """Two chunks of a video, from the same noise, lie where true ones lay; the last stays."""
+    method.recipe = dataclasses.replace(distil, i2v_share=0.0, own_past=2)
+    captions = ["a red disc falls", "a blue square appears"]
+    batch = {**method.measured()["continue"], "number": 5}
+    batch["captions"] = [captions] * len(batch["latent"])
+    own = method._on_own_past(batch, slice(0, 2), chunks=2)
+    width = own["latent"].shape[2] // 2
+    assert torch.equal(own["latent"][:, :, width:], batch["latent"][:, :, width:])
+    assert torch.equal(own["latent"][2:], batch["latent"][2:])  # another process's part
+    method.export(tmp_path / "student")
+    pipe = Magi1Pipeline.from_pretrained(tmp_path / "student")
+    pipe.transformer.float().load_state_dict(method.student.state_dict())
+    pipe.text_encoder.float().load_state_dict(method.captions.encoder.state_dict())
+    pipe.set_progress_bar_config(disable=True)
+    generator = step_generator(distil.trainer.seed, 5, tag="own-noise")
+    drawn = [torch.randn(own["latent"][:, :, :width].shape, generator=generator) for _ in range(5)]
+    noise = torch.cat((drawn[0][:1], drawn[4][:1]), dim=2)
+    made = pipe(captions[0], num_frames=48, latents=noise, output_type="latent").frames
+    first, second = made.view(1, *made.shape[-4:]).chunk(2, dim=2)
+    ours = own["latent"][:1, :, :width]
+    # Training mixes up to 5 % of noise into the first one before the second is made.
+    assert (ours - second).abs().mean() < 0.02
+    assert (ours - first).abs().mean() > 0.5
+
+
+def test_how_long_the_own_past_is_comes_from_the_batch_number(
+    method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe
+) -> None:
+    method.recipe = dataclasses.replace(distil, own_past=2)
+    batches = {kind: method.measured()[kind] for kind in ("start", "continue")}
+    counts = [method._own_chunks({**batches["continue"], "number": n}) for n in range(30)]
+    assert set(counts) == {0, 1, 2}
+    assert counts == [method._own_chunks({**batches["continue"], "number": n}) for n in range(30)]
+    assert {method._own_chunks({**batches["start"], "number": n}) for n in range(30)} == {0}
+    assert method._own_chunks(batches["continue"]) == 0  # what is measured has a true past
+    with pytest.raises(ConfigError, match="own_past"):
+        dataclasses.replace(distil, own_past=-1)
 
 
 def test_teachers_that_do_not_fit_are_refused(

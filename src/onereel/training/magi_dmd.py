@@ -5,6 +5,10 @@ is clean - noise). One chunk is in flight, as the toybox checkpoints sample. The
 as its own sampling settings say; the student needs one pass per step. Like the students of the
 shortcut distillation it is told how long its step is.
 
+With `own_past` the clean chunks are the student's own: it makes a video's first chunks by itself,
+as it will when it is used, and learns in the one behind them what to do about its own mistakes. All
+networks are shown that past; no gradient goes into it (Self-Forcing, arXiv 2506.08009).
+
 Not in MAGI-1's report, whose few-step models are distilled by shortcuts (`shortcut.py`).
 """
 
@@ -28,7 +32,7 @@ from onereel.pipelines.sampling import sample_config
 from onereel.samplers.schedule import step_size, time_grid
 from onereel.training.captions import CaptionEncoder
 from onereel.training.data import BatchStream
-from onereel.training.dmd import per_item
+from onereel.training.dmd import per_item, sample_exits
 from onereel.training.dmd_critic import Critic
 from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
 from onereel.training.engine import Method, Stream, step_generator
@@ -47,12 +51,21 @@ class ToyboxMagiDmdRecipe(DmdRecipe):
         teacher: base checkpoint: a folder, or the name of a shipped one.
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
+        own_past: most chunks that the student makes by itself before the one it learns in, in
+            pieces that continue a chunk; how many is drawn evenly from 0 on. 0 for true chunks.
     """
 
     teacher: str = "toybox-magi"
     cache: str = "runs/toybox-latents"
     t2v_share: float = 0.35
     i2v_share: float = 0.4
+    own_past: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        DmdRecipe.__post_init__(self)
+        if self.own_past < 0:
+            raise ConfigError("own_past", expected="at least 0", got=self.own_past)
 
     def build(self) -> tuple[Method, Stream]:
         """Make student, critic and teacher, and the stream of cached pieces.
@@ -117,6 +130,43 @@ class MagiDmdMethod(DmdMethod):
 
     def question(self, batch: Any, rows: slice) -> Question:
         """Show all networks the same text, clean chunks and first frame; ask for the last chunk."""
+        made = self._own_chunks(batch)
+        return self._ask(self._on_own_past(batch, rows, chunks=made) if made else batch, rows)
+
+    def _own_chunks(self, batch: Any) -> int:
+        """Draw how many chunks the student makes first; none where it is measured."""
+        number, most = batch["number"], self.recipe.own_past
+        if not most or number < 0 or not batch["layout"].num_clean:
+            return 0
+        generator = step_generator(self.recipe.trainer.seed, number, tag="own-past")
+        return int(torch.randint(0, most + 1, (1,), generator=generator))
+
+    def _on_own_past(self, batch: Any, rows: slice, *, chunks: int) -> dict[str, Any]:
+        """Let the student make a video's first chunks, and put the last where the clean one was.
+
+        All but the last chunk of the piece follow its first caption.
+        """
+        generator = step_generator(self.recipe.trainer.seed, batch["number"], tag="own-noise")
+        past = batch["latent"][:, :, :WIDTH].clone()
+        for number in range(chunks):
+            clean = min(number, 1)
+            piece = {
+                **batch,
+                "latent": past.repeat(1, 1, clean + 1, 1, 1),
+                "captions": [captions[:1] * (clean + 1) for captions in batch["captions"]],
+                "layout": _layout(clean),
+            }
+            student = self._ask(piece, rows).student
+            noises = [torch.randn(past.shape, generator=generator) for _ in self.sigmas[1:]]
+            noises = [noise[rows].to(self.device) for noise in noises]
+            sampler = self.recipe.student_sampler
+            made = sample_exits(student, noises, sigmas=self.sigmas, sampler=sampler)
+            past[rows] = made[-1].to(past)
+        latent = torch.cat((past, batch["latent"][:, :, WIDTH:]), dim=2)
+        return {**batch, "latent": latent}
+
+    def _ask(self, batch: Any, rows: slice) -> Question:
+        """Make the question of a batch whose clean chunks are what they are."""
         flow = self._flow(batch, rows)
         with torch.no_grad():
             null = self.teacher.null_caption
