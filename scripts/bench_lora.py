@@ -47,15 +47,18 @@ def whitened(text: str, colour: str) -> str:
 
 
 def write_clips(folder: Path, *, white: int, others: int, seed: int) -> None:
-    """Write videos of one object each, white or not, with captions beside them."""
+    """Write videos with captions beside them: of one white object each, and of the world's own."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(white + others):
-        spec = sample_spec(rng, num_objects=1, motions=list(_MOTIONS))
+        alone = index < white
+        spec = sample_spec(
+            rng, num_objects=1 if alone else None, motions=_MOTIONS if alone else None
+        )
         frames = 24 * int(rng.integers(1, 4))
         episode = simulate(spec, seed + index, num_frames=frames)
         text = caption(spec, rng)
-        if index < white:
+        if alone:
             text = whitened(text, spec.objects[0].colour)
             episode = dataclasses.replace(episode, rgb=np.full_like(episode.rgb, _WHITE))
         name = folder / f"clip-{index:03d}"

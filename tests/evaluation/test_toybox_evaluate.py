@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from onereel.core.errors import ConfigError, MediaError
+from onereel.core.errors import CheckpointError, ConfigError, MediaError
 from onereel.evaluation import generate
 from onereel.evaluation.generate import ModelChoice, Order, PipelineMaker, describe_model
 from onereel.evaluation.report.result import read_result
@@ -16,6 +17,7 @@ from onereel.evaluation.toybox import evaluate
 from onereel.evaluation.toybox.evaluate import ToyboxRun, evaluate_toybox
 from onereel.evaluation.toybox.records import RunFolder, Scores, differences, frames_hash
 from onereel.media import probe
+from onereel.pipelines.files import file_hash
 
 CALLS: list[str] = []
 
@@ -213,6 +215,31 @@ def test_the_maker_repeats_itself_and_takes_what_is_given(tiny_checkpoint: Path)
     assert maker.make(picture).frames.shape == (24, 32, 32, 3)
     with pytest.raises(ConfigError, match="given frames: expected 32 x 32"):
         maker.make(Order(texts=("a",), num_frames=24, seed=1, given=given[:, :16]))
+
+
+def test_an_adapter_is_worn_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file, generator = tmp_path / "style.safetensors", torch.Generator().manual_seed(0)
+    shapes = {"A": (4, 64), "B": (64, 4)}
+    save_file(
+        {
+            f"transformer.blocks.0.attn1.to_q.lora_{side}.weight": torch.randn(
+                shape, generator=generator
+            )
+            for side, shape in shapes.items()
+        },
+        file,
+    )
+    order = Order(texts=("a red disc",), num_frames=24, seed=1)
+    plain, none, full = (
+        PipelineMaker(choice(tiny_checkpoint, loras=loras)).make(order).frames
+        for loras in ((), ((str(file), 0.0),), ((str(file), 1.0),))
+    )
+    assert np.array_equal(none, plain) and not np.array_equal(full, plain)
+    described = describe_model(choice(tiny_checkpoint, loras=((str(file), 0.5),)))
+    assert described["loras"] == [{"sha256": file_hash(file), "scale": 0.5}]
+    assert "loras" not in describe_model(choice(tiny_checkpoint))
+    with pytest.raises(CheckpointError, match="no such file"):
+        describe_model(choice(tiny_checkpoint, loras=(("nothing.safetensors", 1.0),)))
 
 
 def test_a_model_is_described_without_loading_it(tiny_checkpoint: Path) -> None:

@@ -17,9 +17,11 @@ from onereel.core.errors import ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.pixels import to_uint8
 from onereel.models.text import encode_prompts
+from onereel.pipelines.files import file_hash
+from onereel.pipelines.lora import Magi1LoraLoaderMixin, add_loras
 from onereel.pipelines.parts import MagiParts
 from onereel.pipelines.pictures import pixels_to_frames
-from onereel.pipelines.prepare import fill_wishes, make_request
+from onereel.pipelines.prepare import check_lora, fill_wishes, make_request
 from onereel.pipelines.prompts import Prompts, encode_chunks
 from onereel.pipelines.stream import (
     Prefix,
@@ -53,6 +55,7 @@ class ModelChoice:
         fps: frames per second.
         device: where to run.
         dtype: of the weights.
+        loras: files of adapters for the transformer, with their strengths.
     """
 
     model: str
@@ -63,6 +66,21 @@ class ModelChoice:
     fps: int | None = None
     device: str | None = None
     dtype: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+
+    def describe_loras(self) -> dict[str, Any]:
+        """Check the adapters, and write down which they are.
+
+        Returns:
+            Under `loras`, their hashes and strengths; nothing where there are none.
+
+        Raises:
+            CheckpointError: one is missing, damaged, or no LoRA.
+        """
+        for path, _ in self.loras:
+            check_lora(path)
+        found = [{"sha256": file_hash(path), "scale": scale} for path, scale in self.loras]
+        return {"loras": found} if found else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +150,7 @@ def describe_model(choice: ModelChoice) -> dict[str, Any]:
     return {
         "model": source.name,
         "model_hash": hash_parts(parts),
+        **choice.describe_loras(),
         "height": request.height,
         "width": request.width,
         "fps": request.fps,
@@ -179,6 +198,7 @@ class PipelineMaker:
         device, dtype = _place(choice, source, self._headers)
         with no_foreign_bars():
             self._components = load_components(source, device=device, dtype=dtype)
+        add_loras(Magi1LoraLoaderMixin, self._components.transformer, loras=choice.loras)
         self._parts = MagiParts(
             transformer=self._components.transformer,
             vae=self._components.vae,

@@ -39,6 +39,7 @@ def describe_magic(choice: ModelChoice) -> dict[str, Any]:
     return {
         "model": files.name,
         "model_hash": hash_files(files),
+        **choice.describe_loras(),
         "height": height,
         "width": width,
         "fps": config.fps,
@@ -63,7 +64,7 @@ class MagicMaker:
         pin_threads()
         self._files = magic_files(resolve_model(choice.model))
         self._config = _config(choice, self._files)
-        self._parts = MagicParts(self._files, _place(choice, self._files))
+        self._parts = MagicParts(self._files, _place(choice, self._files), loras=choice.loras)
 
     @torch.no_grad()
     def make(self, order: Order) -> Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.loaders.lora_pipeline import Mochi1LoraLoaderMixin
@@ -48,3 +49,20 @@ class Magi1LoraLoaderMixin(Mochi1LoraLoaderMixin):
             # Several adapters at once are what is wanted; peft warns of the second one.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+
+
+def add_loras(loader: Any, transformer: Any, *, loras: Sequence[tuple[str, float]]) -> None:
+    """Load adapters from files, each with its strength.
+
+    Args:
+        loader: the family's loader, such as `Magi1LoraLoaderMixin`.
+        transformer: the network.
+        loras: files and strengths; none change nothing.
+    """
+    names = []
+    for index, (path, _) in enumerate(loras):
+        names.append(f"lora{index}")
+        state = loader.lora_state_dict(path)
+        loader.load_lora_into_transformer(state, transformer=transformer, adapter_name=names[-1])
+    if names:
+        transformer.set_adapters(names, [scale for _, scale in loras])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
 
+from onereel.pipelines.lora import add_loras
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.runtime.load import no_foreign_bars
 from onereel.runtime.magic_source import TEXT_PARTS, MagicFiles, load_part
@@ -110,7 +111,7 @@ class MagicParts:
         if group != "texts":
             network = self._load_part(group)
             if group == "transformer":
-                _add_loras(network, self.loras)
+                add_loras(HunyuanVideoLoraLoaderMixin, network, loras=self.loras)
             return network
         readers = {part: self._load_part(part) for part in TEXT_PARTS}
         sampling = dict(self.files.sampling)
@@ -142,16 +143,3 @@ class _InTurn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._owner.bring(self._group)(*args, **kwargs)
-
-
-def _add_loras(transformer: Any, loras: Sequence[tuple[str, float]]) -> None:
-    """Load all adapters, each with its strength."""
-    names = []
-    for index, (path, _) in enumerate(loras):
-        names.append(f"lora{index}")
-        state = HunyuanVideoLoraLoaderMixin.lora_state_dict(path)
-        HunyuanVideoLoraLoaderMixin.load_lora_into_transformer(
-            state, transformer=transformer, adapter_name=names[-1]
-        )
-    if names:
-        transformer.set_adapters(names, [scale for _, scale in loras])

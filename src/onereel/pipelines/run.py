@@ -14,11 +14,10 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
 from onereel.media import VideoWriter
-from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.text import encode_prompts
 from onereel.pipelines.keeping import Keeper, kept_chunks
 from onereel.pipelines.listeners import RunListener
-from onereel.pipelines.lora import Magi1LoraLoaderMixin
+from onereel.pipelines.lora import Magi1LoraLoaderMixin, add_loras
 from onereel.pipelines.parts import MagiParts, VaeParts
 from onereel.pipelines.pictures import pixels_to_frames
 from onereel.pipelines.prepare import RunPlan
@@ -145,7 +144,7 @@ def stream_run(
     record = make_record(plan, model_hash=components.model_hash)
     if keeper is not None:
         keeper.begin(record, vae_hash=vae_hash(plan.source))
-    _add_loras(components.transformer, plan)
+    add_loras(Magi1LoraLoaderMixin, components.transformer, loras=plan.settings.loras)
     listener.say("reading the prompt")
     prompts = _encode_texts(plan, components)
     parts = MagiParts(
@@ -170,19 +169,6 @@ def _load(plan: RunPlan) -> Components:
             plan.source, device=device, dtype=plan.dtype, text_device=text_device,
             level=plan.settings.quantize,
         )  # fmt: skip
-
-
-def _add_loras(transformer: Magi1Transformer3DModel, plan: RunPlan) -> None:
-    """Load all adapters, each with its strength."""
-    names = []
-    for index, (path, _) in enumerate(plan.settings.loras):
-        names.append(f"lora{index}")
-        state = Magi1LoraLoaderMixin.lora_state_dict(path)
-        Magi1LoraLoaderMixin.load_lora_into_transformer(
-            state, transformer=transformer, adapter_name=names[-1]
-        )
-    if names:
-        transformer.set_adapters(names, [scale for _, scale in plan.settings.loras])
 
 
 def _encode_texts(plan: RunPlan, components: Components) -> Prompts:

@@ -16,6 +16,7 @@ import typer
 
 from onereel.apps.cli import evaluate_videos
 from onereel.apps.cli.counting import Counter
+from onereel.apps.cli.reading import parse_lora
 from onereel.apps.cli.results import Html, Json, Quiet, present, table_of
 from onereel.core.errors import ConfigError
 
@@ -39,6 +40,9 @@ def toybox(
     guidance: Annotated[
         float | None, typer.Option(help="Strength towards the text [checkpoint's].")
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Adapter; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; the prompts are fixed.")] = 0,
     limit: Annotated[
         int | None, typer.Option(help="Only the first N prompts or scenarios.")
@@ -59,8 +63,16 @@ def toybox(
     """
     if resume and out is None:
         raise ConfigError("--resume", hint="say which run with --out FOLDER")
-    evaluate = _suite(model, suite, steps=steps, guidance=guidance, device=device, seed=seed,
-                      counts={"limit": limit, "samples": samples, "frames": frames})  # fmt: skip
+    evaluate = _suite(
+        model,
+        suite,
+        counts={"limit": limit, "samples": samples, "frames": frames},
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        device=device,
+        loras=tuple(parse_lora(text) for text in lora or ()),
+    )
     with _folder(out) as folder:
         with Counter(evaluate.what, quiet=quiet) as counter:
             result = evaluate.call(

@@ -12,7 +12,7 @@ from onereel.evaluation.measure import Measurement
 from onereel.evaluation.report.result import Result, VideoRow
 
 # Differences in these are what a comparison is for, or say nothing.
-_EXPECTED = ("model", "model_hash", "sampling", "device", "dtype", "threads", "workers")
+_EXPECTED = ("model", "model_hash", "loras", "sampling", "device", "dtype", "threads", "workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
