@@ -55,7 +55,7 @@ def score(video: np.ndarray, objects: Any) -> tuple[bool, bool]:
     shapes = colours
     for thing in objects:
         found = [best_shape(m[thing.colour]) for m in masks if m[thing.colour].sum() > _FEW]
-        shapes = shapes and bool(found) and max(set(found), key=found.count) == thing.shape
+        shapes = shapes and bool(found) and max(SHAPES, key=found.count) == thing.shape
     return colours, shapes
 
 
