@@ -238,7 +238,7 @@ def compare(found: Tracking, episode: Episode) -> _Score:
             radius.append(abs(float(there[best, 4] / r[f, i]) - 1.0))
             names.append(found.tracks[int(there[best, 5])].shape)
         if names:
-            shape.append(max(set(names), key=names.count) == SHAPES[int(episode.state[0, i, 6])])
+            shape.append(max(SHAPES, key=names.count) == SHAPES[int(episode.state[0, i, 6])])
     count, colour = [], []
     for f in np.flatnonzero((whole | gone).all(axis=1)):
         here = sorted(table[table[:, 0] == f, 1].astype(int).tolist())
