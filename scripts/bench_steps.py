@@ -11,6 +11,7 @@ import argparse
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 from onereel.apps.cli.counting import Counter
 from onereel.evaluation.generate import ModelChoice
@@ -24,6 +25,8 @@ COLUMNS = {  # heading: measure of suite i2v
     "flicker": "vbench_flicker",
     "all correct": "all_correct",
 }
+BESIDE = {"shapes (F1)": "shape_f1", "shape and colour (F1)": "binding_f1"}  # not in the average
+TEXT = "all correct, from text"
 
 
 def show(counter: Counter, done: int, total: int, _record: object) -> None:
@@ -31,35 +34,30 @@ def show(counter: Counter, done: int, total: int, _record: object) -> None:
     counter.show(done, total)
 
 
+def evaluate(model: str, suite: str, *, steps: int, limit: int, args: Any) -> dict[str, float]:
+    """Evaluate one model at one number of steps; the means."""
+    choice = ModelChoice(model=model, steps=steps)
+    run = ToyboxRun(choice=choice, suite=suite, seed=0, limit=limit, samples=1)
+    out = args.out / f"{Path(model).name}-{steps}-{suite}"
+    with Counter(f"videos, {suite}, {steps} steps") as counter:
+        found = evaluate_toybox(
+            run,
+            out=out,
+            workers=args.workers,
+            resume=out.is_dir(),
+            progress=functools.partial(show, counter),
+        ).metrics
+    return {name: math.nan if m.mean is None else m.mean for name, m in found.items()}
+
+
 def row(model: str, steps: int, args: argparse.Namespace) -> list[float]:
-    """Evaluate one model at one number of steps: the columns, their average, and text to video."""
-    values: list[float] = []
-    for suite, limit in (("i2v", args.i2v), ("standard", args.t2v)):
-        if not limit:
-            values.append(math.nan)
-            continue
-        run = ToyboxRun(
-            choice=ModelChoice(model=model, steps=steps),
-            suite=suite,
-            seed=0,
-            limit=limit,
-            samples=1,
-        )
-        out = args.out / f"{Path(model).name}-{steps}-{suite}"
-        with Counter(f"videos, {suite}, {steps} steps") as counter:
-            found = evaluate_toybox(
-                run,
-                out=out,
-                workers=args.workers,
-                resume=out.is_dir(),
-                progress=functools.partial(show, counter),
-            ).metrics
-        means = {name: math.nan if m.mean is None else m.mean for name, m in found.items()}
-        if suite == "standard":
-            values.append(means["all_correct"])
-            continue
-        columns = [means[name] for name in COLUMNS.values()]
-        values += [*columns, sum(columns) / len(columns)]
+    """Measure the columns, their average, what stands beside it, and text to video."""
+    means = evaluate(model, "i2v", steps=steps, limit=args.i2v, args=args)
+    columns = [means[name] for name in COLUMNS.values()]
+    values = [*columns, sum(columns) / len(columns), *(means[name] for name in BESIDE.values())]
+    if args.t2v:
+        text = evaluate(model, "standard", steps=steps, limit=args.t2v, args=args)
+        values.append(text["all_correct"])
     return values
 
 
@@ -75,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     args = parser.parse_args()
-    head = ["steps", "method", *COLUMNS, "average", "all correct, from text"]
+    head = ["steps", "method", *COLUMNS, "average", *BESIDE, *([TEXT] if args.t2v else [])]
     print("|", " | ".join(head), "|")  # noqa: T201
     print("|" + "---|" * len(head))  # noqa: T201
     rows = [(args.base, steps, "Euler") for steps in args.steps]
