@@ -37,7 +37,7 @@ def show(counter: Counter, done: int, total: int, _record: object) -> None:
 def evaluate(model: str, suite: str, *, steps: int, limit: int, args: Any) -> dict[str, float]:
     """Evaluate one model at one number of steps; the means."""
     choice = ModelChoice(model=model, steps=steps)
-    run = ToyboxRun(choice=choice, suite=suite, seed=0, limit=limit, samples=1)
+    run = ToyboxRun(choice=choice, suite=suite, seed=0, limit=limit, samples=args.samples)
     out = args.out / f"{Path(model).name}-{steps}-{suite}"
     with Counter(f"videos, {suite}, {steps} steps") as counter:
         found = evaluate_toybox(
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--student-steps", type=int, nargs="*", default=[4])
     parser.add_argument("--i2v", type=int, default=64, help="first prompts of suite i2v")
     parser.add_argument("--t2v", type=int, default=128, help="first prompts of suite standard")
+    parser.add_argument("--samples", type=int, default=1, help="videos per prompt")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     args = parser.parse_args()
