@@ -10,7 +10,13 @@ import torch
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
-from onereel.evaluation.generate import ModelChoice, Order, describe_model, open_maker
+from onereel.evaluation.generate import (
+    ModelChoice,
+    Order,
+    describe_model,
+    open_maker,
+    open_round_trip,
+)
 from onereel.evaluation.magic_maker import MagicMaker
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 
@@ -43,6 +49,16 @@ def test_frames_of_a_video_are_refused(tiny_magic: Path) -> None:
     maker = open_maker(choice(tiny_magic))
     with pytest.raises(ConfigError, match="expected one picture, got 24 frames"):
         maker.make(Order(texts=("a disc",), num_frames=8, seed=0, given=frames))
+
+
+def test_a_video_goes_through_the_vae_and_back(tiny_magic: Path) -> None:
+    trip = open_round_trip(str(tiny_magic), device="cpu")
+    frames = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
+    made = trip(frames)
+    assert made.shape == frames.shape and made.dtype == np.uint8 and made.std() > 0
+    longer = np.concatenate((frames, frames[-1:]))  # 9 frames are 3 latent ones, 8 are not whole
+    assert np.array_equal(trip(longer)[:8], made)
+    assert trip.name == "tiny-magic" and len(trip.model_hash) == 64
 
 
 def test_it_is_described_without_loading_it(tiny_magic: Path) -> None:

@@ -302,20 +302,47 @@ def _request(
     return make_request(wishes, parts, given=0, tokens=tokens)
 
 
-class VaeRoundTrip:
-    """Encodes and decodes videos as a pipeline would, chunk by chunk: the least a model can lose.
+class RoundTrip(Protocol):
+    """Passes videos through a VAE and back: the least a model can lose."""
+
+    name: str
+    model_hash: str
+
+    def __call__(self, frames: Frames) -> Frames:
+        """Encode and decode a video."""
+        ...
+
+
+def open_round_trip(model: str, *, device: str | None = None) -> RoundTrip:
+    """Load the VAE of a model of either family.
 
     Args:
         model: shipped name, folder or official JSON config.
         device: where to run.
 
+    Returns:
+        What passes videos through it.
+
     Raises:
         ConfigError: there is no such model.
         CheckpointError: a file is missing or damaged.
     """
+    choice = ModelChoice(model=model, device=device)
+    if resolve_model(model).family == MAGIC141:
+        from onereel.evaluation.magic_maker import MagicRoundTrip
 
-    def __init__(self, model: str, *, device: str | None = None) -> None:
-        choice = ModelChoice(model=model, device=device)
+        return MagicRoundTrip(choice)
+    return VaeRoundTrip(choice)
+
+
+class VaeRoundTrip:
+    """Encodes and decodes videos as a MAGI-1 pipeline would, chunk by chunk.
+
+    Args:
+        choice: the model, and where to run.
+    """
+
+    def __init__(self, choice: ModelChoice) -> None:
         source, parts = _open(choice)
         place, dtype = _place(choice, source, parts)
         assert parts.vae is not None

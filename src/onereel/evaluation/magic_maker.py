@@ -14,8 +14,8 @@ from onereel.core.config import from_mapping
 from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
-from onereel.evaluation.generate import Made, ModelChoice, Order
-from onereel.models.magic_vae.model import to_uint8
+from onereel.evaluation.generate import Frames, Made, ModelChoice, Order
+from onereel.models.magic_vae.model import decode_latent, encode_latent, to_uint8
 from onereel.pipelines.magic_parts import MagicParts, Place
 from onereel.pipelines.magic_sampling import (
     MagicRequest,
@@ -25,7 +25,13 @@ from onereel.pipelines.magic_sampling import (
     stream_segments,
     usual_size,
 )
-from onereel.runtime.magic_source import MagicFiles, default_dtype, hash_files, magic_files
+from onereel.runtime.magic_source import (
+    MagicFiles,
+    default_dtype,
+    hash_files,
+    load_part,
+    magic_files,
+)
 from onereel.runtime.source import resolve_model
 
 _TEXT_FRAMES = 24  # every text of an order holds for so many frames
@@ -119,6 +125,36 @@ class MagicMaker:
             size=usual_size(config),
             seed=derive_seed(order.seed, "picture"),
         )
+
+
+class MagicRoundTrip:
+    """Encodes and decodes videos whole; the last frame is repeated to fill the last latent one.
+
+    Args:
+        choice: the model, and where to run.
+    """
+
+    def __init__(self, choice: ModelChoice) -> None:
+        files = magic_files(resolve_model(choice.model), needed=("vae",))
+        place = _place(choice, files)
+        self._vae = load_part(files, "vae", dtype=place.dtype, device=place.device)
+        self.name, self.model_hash = files.name, hash_files(files, parts=("vae",))
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Frames:
+        """Pass a video through the VAE.
+
+        Args:
+            frames: uint8 [F, H, W, 3].
+
+        Returns:
+            uint8 of the same shape.
+        """
+        padding = np.repeat(frames[-1:], -(len(frames) - 1) % 4, axis=0)
+        video = torch.from_numpy(np.concatenate((frames, padding))).permute(3, 0, 1, 2)[None]
+        video = (video.float() / 127.5 - 1).to(self._vae.device, self._vae.dtype)
+        made = to_uint8(decode_latent(self._vae, encode_latent(self._vae, video))[0])
+        return made.permute(1, 2, 3, 0)[: len(frames)].cpu().numpy()
 
 
 def _text_at(order: Order, frame: int) -> str:

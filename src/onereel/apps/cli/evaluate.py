@@ -160,11 +160,11 @@ def floor(
     quiet: Quiet = False,
 ) -> None:
     """Measure the tracker itself on known scenes: what no number of a model can be finer than."""
-    from onereel.evaluation.generate import VaeRoundTrip
+    from onereel.evaluation.generate import open_round_trip
     from onereel.evaluation.report.convert import floor_report
     from onereel.evaluation.toybox.floor import ROWS, measure_floor
 
-    trip = None if vae is None else VaeRoundTrip(vae, device=device)
+    trip = None if vae is None else open_round_trip(vae, device=device)
     names = [name for name, row in ROWS.items() if trip is not None or not row.coded]
     with Counter("scenes", quiet=quiet) as counter:
         counter.show(0, len(names) * scenes)
