@@ -28,7 +28,14 @@ CURVES = {
     "drift_deltaE": "colour of objects against the first second, CIE76",
     "count_right": "share of videos with the right number of objects",
 }
-NUMBERS = ("usable_seconds", "drift_bg_psnr_end", "drift_deltaE_end", "colour_f1", "all_correct")
+NUMBERS = (
+    "usable_seconds",
+    "drift_bg_psnr_end",
+    "drift_deltaE_end",
+    "colour_f1",
+    "shape_f1",
+    "count_acc",
+)
 
 
 def with_sampling(model: str, settings: dict[str, Any], folder: Path) -> str:
