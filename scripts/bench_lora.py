@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--sample-steps", type=int, default=16)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--image-share", type=float, default=0.6, help="single frames are cheap")
+    parser.add_argument("--image-share", type=float, default=0.3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, help="keep data and run here")
