@@ -57,6 +57,21 @@ def test_the_help_loads_nothing_heavy() -> None:
         assert f"  {name} " in out
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("tiny", "lora nothing.safetensors: no such file"),
+        ("simulator", "--lora: expected a model, got 'simulator'"),
+    ],
+)
+def test_an_adapter_that_cannot_be_worn_is_refused(
+    tiny_checkpoint: Path, model: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_checkpoint) if model == "tiny" else model
+    assert evaluate("toybox", "--model", model, "--lora", "nothing.safetensors:0.5") != 0
+    assert message in capsys.readouterr().err
+
+
 def test_toybox_writes_what_others_rely_on(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

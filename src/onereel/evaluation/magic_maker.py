@@ -25,6 +25,7 @@ from onereel.pipelines.magic_sampling import (
     stream_segments,
     usual_size,
 )
+from onereel.pipelines.pictures import pixels_to_frames
 from onereel.runtime.magic_source import (
     MagicFiles,
     default_dtype,
@@ -151,9 +152,9 @@ class MagicRoundTrip:
             uint8 of the same shape.
         """
         padding = np.repeat(frames[-1:], -(len(frames) - 1) % 4, axis=0)
-        video = torch.from_numpy(np.concatenate((frames, padding))).permute(3, 0, 1, 2)[None]
-        video = (video.float() / 127.5 - 1).to(self._vae.device, self._vae.dtype)
-        made = to_uint8(decode_latent(self._vae, encode_latent(self._vae, video))[0])
+        video = pixels_to_frames(np.concatenate((frames, padding))).transpose(0, 1)[None]
+        latent = encode_latent(self._vae, video.to(self._vae.device))
+        made = to_uint8(decode_latent(self._vae, latent)[0])
         return made.permute(1, 2, 3, 0)[: len(frames)].cpu().numpy()
 
 

@@ -143,6 +143,8 @@ def describe_choice(choice: ModelChoice) -> dict[str, Any]:
         CheckpointError: a file is missing or damaged.
     """
     if choice.model == SIMULATOR:
+        if choice.loras:
+            raise ConfigError("--lora", expected="a model", got=f"'{SIMULATOR}'")
         sizes = {name: getattr(choice, name) or size for name, size in _CANVAS.items()}
         found: dict[str, Any] = {"model": SIMULATOR, "model_hash": "", "sampling": {}, **sizes}
     else:
