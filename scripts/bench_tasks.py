@@ -72,15 +72,15 @@ def colours_shown(model: str, shares: dict[str, Any], args: argparse.Namespace) 
         **shares,
     )
     method = MagicDmdMethod(recipe, open_caches(args.cache))
-    vae = method.parts["vae"].float()
+    vae, sigmas = method.parts["vae"].float(), method.grid(recipe.num_steps)
     right: list[bool] = []
     for batch in method.measured().values():
         for start in range(0, len(batch["latent"]), recipe.batch_size):
             rows = slice(start, start + recipe.batch_size)
-            question = method.question(batch, rows)
+            question = method.question(batch, rows, num_steps=recipe.num_steps)
             generator = torch.Generator().manual_seed(start)
             noise = torch.randn(question.clean.shape, generator=generator)
-            latent = sample_exits(question.student, [noise], sigmas=method.sigmas)[-1]
+            latent = sample_exits(question.student, [noise], sigmas=sigmas)[-1]
             for made, caption in zip(latent, batch["captions"][rows], strict=True):
                 frames = to_uint8(decode_latent(vae, made[None])[0])
                 right.append(shows_colours(frames.permute(1, 2, 3, 0).numpy(), caption))

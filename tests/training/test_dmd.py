@@ -237,6 +237,7 @@ class Toy(DmdMethod):
 
     def __init__(self, recipe: DmdRecipe, teacher: Mlp) -> None:
         self.teacher = teacher.requires_grad_(False)
+        self.asked: list[int] = []
         student, network = Mlp(), Mlp()
         for copy in (student, network):
             copy.load_state_dict(teacher.state_dict())
@@ -248,12 +249,10 @@ class Toy(DmdMethod):
                 network, conditioning="time", width=width, num_exits=told,
                 judged="blocks.1" if recipe.adversarial else "", judged_width=width,
             )  # fmt: skip
-        super().__init__(
-            recipe, student=student, critic=critic, sigmas=sigma_grid(recipe.num_steps),
-            teacher_sigmas=sigma_grid(recipe.teacher_steps),
-        )  # fmt: skip
+        super().__init__(recipe, student=student, critic=critic, grid=sigma_grid)
 
-    def question(self, batch: Any, rows: slice) -> Question:
+    def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
+        self.asked.append(num_steps)
         return Question(
             clean=batch["latent"][rows],
             student=self.student,
@@ -306,7 +305,7 @@ def toy_recipe(**changes: Any) -> ToyRecipe:
 
 def test_a_recipe_refuses_what_cannot_work() -> None:
     for wrong in ({"num_steps": 0}, {"validation_items": 1}, {"gan_weight": 1.0},
-                  {"student_sampler": "heun"}):  # fmt: skip
+                  {"student_sampler": "heun"}, {"followed_steps": (8, 4)}):  # fmt: skip
         with pytest.raises(ConfigError):
             toy_recipe(**wrong)
 
@@ -314,7 +313,7 @@ def test_a_recipe_refuses_what_cannot_work() -> None:
 def test_the_exit_step_changes_nothing_at_first(teacher: Mlp) -> None:
     method = Toy(toy_recipe(), teacher)
     x, sigma = torch.randn(4, 2, 1, 1, 1, generator=seeded()), torch.full((4,), 0.6)
-    question = method.question({"latent": x}, slice(0, 4))
+    question = method.question({"latent": x}, slice(0, 4), num_steps=4)
     for step in range(4):
         assert torch.equal(question.critic(x, sigma, step)[0], teacher(x, sigma))
     assert method.critic.exits is not None
@@ -378,13 +377,39 @@ def test_four_steps_come_close_to_the_data(teacher: Mlp, tmp_path: Path) -> None
     data = latent_features(clips(1024, 10**7))
     noise = torch.randn(1024, 2, 1, 1, 1, generator=seeded(5))
     with trainer.averaged_weights():
-        made = sample_exits(method.student, [noise], sigmas=method.sigmas)[-1]
-    plain = sample_exits(teacher, [noise], sigmas=method.sigmas)[-1]
+        made = sample_exits(method.student, [noise], sigmas=method.grid(4))[-1]
+    plain = sample_exits(teacher, [noise], sigmas=method.grid(4))[-1]
     distances = [frechet_distance(latent_features(x), data) for x in (made, plain)]
     assert distances[0] < distances[1] / 4
     assert all(
         torch.equal(v, method.best_weights()[k]) for k, v in trainer.ema["student"].shadow.items()
     )  # noqa: E501
+
+
+def test_beside_few_steps_it_follows_the_teacher_in_many(teacher: Mlp, tmp_path: Path) -> None:
+    """Whose student is told the number of steps; the teacher is another one, as a guided one is."""
+
+    class Told(Toy):
+        def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
+            asked = super().question(batch, rows, num_steps=num_steps)
+            wanted = Mlp()
+            wanted.load_state_dict(teacher.state_dict())
+            shifted = lambda x, sigma: wanted(x, sigma) + 0.5  # noqa: E731
+            told = lambda x, sigma: self.student(x, sigma + (0 if num_steps == 4 else 3))  # noqa: E731
+            return dataclasses.replace(asked, student=told, teacher=shifted)
+
+    recipe = toy_recipe(loop={"max_steps": 300}, critic_warmup=0, ratio=2, followed_steps=(16, 8))
+    method = Told(recipe, teacher)
+    trainer = Trainer(method, ToyStream(), config=recipe.trainer, out=tmp_path, quiet=True)
+    before = trainer.validate()
+    method.asked.clear()
+    after = trainer.fit().metrics
+    # Every step goes the few steps; every second one of the student's turns follows either way.
+    assert [method.asked[:450].count(n) for n in (4, 16, 8)] == [300, 75, 75]
+    for label in ("8of8", "16of16"):
+        assert after[f"toy_frechet_{label}"] < 0.7 * before[f"toy_frechet_{label}"]
+    ends = [after[f"toy_frechet_{label}"] for label in ("4", "8of8", "16of16")]
+    assert after["frechet"] == pytest.approx(sum(ends) / 3)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(teacher: Mlp, tmp_path: Path) -> None:

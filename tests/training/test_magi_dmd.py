@@ -55,7 +55,7 @@ def method(distil: ToyboxMagiDmdRecipe) -> MagiDmdMethod:
 @torch.no_grad()
 def test_what_is_given_stays_and_the_clock_is_turned(method: MagiDmdMethod, kind: str) -> None:
     batch = method.measured()[kind]
-    question = method.question(batch, slice(0, 3))
+    question = method.question(batch, slice(0, 3), num_steps=4)
     flow = method._flow(batch, slice(0, 3))
     x = torch.randn(question.clean.shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([1.0, 0.7, 0.2])
@@ -113,6 +113,28 @@ def test_a_short_run_resumes_to_the_bit_and_exports(
 
 
 @torch.no_grad()
+def test_a_student_is_gone_on_with_and_told_how_long_its_step_is(
+    method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe, tmp_path: Path
+) -> None:
+    for parameter in method.student.parameters():
+        parameter.mul_(1.5)
+    method.export(tmp_path / "student")
+    changed = dataclasses.replace(distil, init=str(tmp_path / "student"), followed_steps=(16, 8))
+    later = MagiDmdMethod(changed, LatentCache(distil.cache))
+    for name, value in method.student.state_dict().items():
+        torch.testing.assert_close(later.student.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+    batch = later.measured()["start"]
+    x, sigma = batch["latent"][:, :, -6:], torch.full((3,), 0.5)
+    said = [
+        later.question(batch, slice(0, 3), num_steps=count).student(x, sigma)
+        for count in (4, 8, 16)
+    ]
+    assert not torch.equal(said[0], said[1]) and not torch.equal(said[1], said[2])
+    with pytest.raises(ConfigError, match="distilled weights"):
+        MagiDmdMethod(dataclasses.replace(distil, init=distil.teacher), LatentCache(distil.cache))
+
+
+@torch.no_grad()
 def test_the_student_samples_as_the_pipeline_does(
     method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe, tmp_path: Path
 ) -> None:
@@ -129,8 +151,8 @@ def test_the_student_samples_as_the_pipeline_does(
     method.captions.encoder.load_state_dict(pipe.text_encoder.state_dict())
     shape = (1, *batch["latent"].shape[1:2], 6, *batch["latent"].shape[3:])
     noise = chunk_noise(7, 0, shape=shape)
-    question = method.question(batch, slice(0, 1))
-    ours = sample_exits(question.student, [noise], sigmas=method.sigmas)[-1]
+    question = method.question(batch, slice(0, 1), num_steps=4)
+    ours = sample_exits(question.student, [noise], sigmas=method.grid(4))[-1]
     theirs = pipe(
         batch["captions"][0][0], num_frames=24, latents=noise, output_type="latent"
     ).frames
@@ -146,7 +168,7 @@ def test_the_own_past_is_what_the_pipeline_makes(
     captions = ["a red disc falls", "a blue square appears"]
     batch = {**method.measured()["continue"], "number": 5}
     batch["captions"] = [captions] * len(batch["latent"])
-    own = method._on_own_past(batch, slice(0, 2), chunks=2)
+    own = method._on_own_past(batch, slice(0, 2), chunks=2, num_steps=4)
     width = own["latent"].shape[2] // 2
     assert torch.equal(own["latent"][:, :, width:], batch["latent"][:, :, width:])
     assert torch.equal(own["latent"][2:], batch["latent"][2:])  # another process's part

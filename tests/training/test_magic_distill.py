@@ -120,7 +120,7 @@ def test_all_start_as_the_teacher_and_it_is_guided_as_in_pipelines(
     recipe: ToyboxMagicDistillRecipe, method: MagicDmdMethod
 ) -> None:
     batch = method.measured()["i2v"]
-    question = method.question(batch, slice(0, 2))
+    question = method.question(batch, slice(0, 2), num_steps=4)
     assert set(method.networks) == {"student", "critic"}
     x = torch.randn(batch["latent"].shape, generator=torch.Generator().manual_seed(0))
     level = torch.full((2,), 0.7)
@@ -138,7 +138,7 @@ def test_all_start_as_the_teacher_and_it_is_guided_as_in_pipelines(
     theirs = both(x, 0.7)
     torch.testing.assert_close(question.teacher(x, level), theirs)
     assert not torch.allclose(theirs, plain, atol=1e-3)
-    assert torch.equal(method.sigmas, sigma_grid(4))
+    assert torch.equal(method.grid(4), sigma_grid(4))
 
 
 def test_a_short_run_resumes_to_the_bit_and_exports_four_steps(
@@ -182,7 +182,7 @@ def test_a_short_run_resumes_to_the_bit_and_exports_four_steps(
 @torch.no_grad()
 def test_what_is_measured_is_what_pipelines_sample(method: MagicDmdMethod) -> None:
     batch = method.measured()["image"]
-    exits, target = method._exits("image", batch)
+    exits, target = method._exits("image", batch, 4), method._target("image", batch)
     assert len(exits) == 4 and target.shape == batch["latent"].shape
     draws = _Draws(0, 0, like=batch["latent"], size=2, rows=slice(0, 2), tag="image")
     condition = method.text(batch["captions"])

@@ -89,6 +89,10 @@ def test_weights_stress_saturated_and_moving_pixels_and_average_to_one() -> None
     plain = weights[0, 0, 0, 0, 0]
     assert weights[0, 0, 0, 1, 1] / plain == pytest.approx(3.0)
     assert [round(float(w / plain), 4) for w in weights[0, 0, :, 4, 4]] == [1.0, 3.0, 3.0, 1.0]
+    around = pixel_weights(video, object_weight=4.0, motion_weight=4.0, reach=1)[0, 0, 0]
+    assert around.shape == video.shape[-2:]
+    assert torch.equal(around[:3, :3], around[1, 1].expand(3, 3))  # what surrounds it counts as it
+    assert around[1, 1] / around[5, 5] == pytest.approx(3.0)
 
 
 def test_edge_error_is_blind_to_a_shift_of_brightness_and_sees_a_blur() -> None:

@@ -292,7 +292,21 @@ def flow_loss(velocity: Tensor, x: Tensor, *, at: Noised, counted: Tensor | None
     Returns:
         Mean squared error over what matters, [B].
     """
-    error = (velocity - (at.noise - x)).square()
+    return velocity_error(velocity, at.noise - x, counted=counted)
+
+
+def velocity_error(velocity: Tensor, target: Tensor, *, counted: Tensor | None = None) -> Tensor:
+    """Compare two velocities, per item.
+
+    Args:
+        velocity: of a network, [B, ...].
+        target: what it should be.
+        counted: ones where it matters, broadcastable; None for everywhere.
+
+    Returns:
+        Mean squared error over what matters, [B].
+    """
+    error = (velocity - target).square()
     if counted is None:
         return error.flatten(1).mean(1)
     weight = counted.expand_as(error).flatten(1)

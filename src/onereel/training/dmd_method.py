@@ -8,7 +8,7 @@ process agrees on the exit step and the result does not depend on how many there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from onereel.training.dmd import (
     matching_loss,
     sample_exits,
     simulate,
+    velocity_error,
 )
 from onereel.training.dmd_critic import Critic
 from onereel.training.engine import Method, TrainerConfig, step_generator
@@ -56,6 +57,11 @@ class DmdRecipe:
         teacher: base checkpoint: a folder, or the name of a shipped one. It is in no checkpoint.
         cache: folder of the latent cache, or several, separated by commas.
         num_steps: of the student.
+        followed_steps: larger numbers of steps at which the student learns the guided teacher's
+            velocity itself, for there is nothing more to gain; where they are given, a network
+            should be told how long its step is.
+        follow_weight: of the loss of these.
+        init: checkpoint of a student to go on with; empty for one that starts as the teacher.
         student_sampler: `euler`, as pipelines sample, or `renoise`, as DMD2 does.
         ratio: steps of the critic per step of the student.
         critic_warmup: steps of the critic alone, at the start.
@@ -77,6 +83,9 @@ class DmdRecipe:
     teacher: str
     cache: str
     num_steps: int = 4
+    followed_steps: tuple[int, ...] = ()
+    follow_weight: float = 1.0
+    init: str = ""
     student_sampler: str = "euler"
     ratio: int = 5
     critic_warmup: int = 200
@@ -100,6 +109,9 @@ class DmdRecipe:
         for name, least in (("num_steps", 1), ("ratio", 1), ("validation_items", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(name, expected=f"at least {least}", got=getattr(self, name))
+        if any(count <= self.num_steps for count in self.followed_steps):
+            expected = f"numbers above num_steps, {self.num_steps}"
+            raise ConfigError("followed_steps", expected=expected, got=list(self.followed_steps))
         if self.gan_weight > 0 and self.gan_critic_weight <= 0:
             hint = "a head that learns nothing has nothing to say"
             raise ConfigError("gan_critic_weight", expected="more than 0", got=0, hint=hint)
@@ -136,8 +148,7 @@ class DmdMethod(Method):
         recipe: settings.
         student: starts as the teacher.
         critic: likewise.
-        sigmas: the student's noise levels [S + 1].
-        teacher_sigmas: those with which the teacher makes what is measured against.
+        grid: noise levels [S + 1] of a number of steps S.
     """
 
     splits = exports_pipeline = True
@@ -148,13 +159,12 @@ class DmdMethod(Method):
         *,
         student: nn.Module,
         critic: Critic,
-        sigmas: Tensor,
-        teacher_sigmas: Tensor,
+        grid: Callable[[int], Tensor],
     ) -> None:
         self.settings: DmdRecipe = recipe
         self.seed = recipe.trainer.seed
         self.student, self.critic = student, critic
-        self.sigmas, self.teacher_sigmas = sigmas, teacher_sigmas
+        self.grid = grid
         self.networks = {"student": student, "critic": critic}
         self.ema_names = ("student",)
         options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "betas": _BETAS}
@@ -162,15 +172,16 @@ class DmdMethod(Method):
             **build_optimizers(student, lr=recipe.lr, name="student", **options),
             **build_optimizers(critic, lr=recipe.critic_lr, name="critic", **options),
         }
-        self._targets: dict[str, list[Tensor]] = {}
+        self._targets: dict[str, Tensor] = {}
         self._best: tuple[float, dict[str, Tensor]] | None = None
 
-    def question(self, batch: Any, rows: slice) -> Question:
+    def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
         """Say what some items of a batch ask.
 
         Args:
             batch: of the stream.
             rows: which items.
+            num_steps: of the student's way.
 
         Returns:
             The functions.
@@ -196,21 +207,28 @@ class DmdMethod(Method):
         """Compute the critic's loss, and in some steps the student's, on the same samples."""
         size = len(batch["latent"])
         rows = self.part.rows(size)
-        question = self.question(batch, rows)
+        count = self.settings.num_steps
+        question = self.question(batch, rows, num_steps=count)
         draws = _Draws(self.seed, step, like=question.clean, size=size, rows=rows)
-        exit_step = draw_exit(self.seed, step, num_steps=self.settings.num_steps)
+        exit_step = draw_exit(self.seed, step, num_steps=count)
         with torch.set_grad_enabled(self.generates(step)):
             made = simulate(
                 question.student,
-                draws.noises(self.settings.num_steps),
-                sigmas=self.sigmas,
+                draws.noises(count),
+                sigmas=self.grid(count),
                 exit_step=exit_step,
                 sampler=self.settings.student_sampler,
             )
         losses = self._critic_losses(question, made.detach(), draws, exit_step)
         if self.generates(step):
             losses |= self._student_losses(question, made, draws, exit_step)
-        weights = {"gan": self.settings.gan_weight, "critic_gan": self.settings.gan_critic_weight}
+            if self.settings.followed_steps:
+                losses["follow"] = self._follow_loss(batch, draws)
+        weights = {
+            "gan": self.settings.gan_weight,
+            "critic_gan": self.settings.gan_critic_weight,
+            "follow": self.settings.follow_weight,
+        }
         scalars = {name: value.sum() / size for name, value in losses.items()}
         loss = torch.stack([weights.get(n, 1.0) * v for n, v in scalars.items()]).sum()
         return {"loss": loss, **{name: value.detach() for name, value in scalars.items()}}
@@ -256,6 +274,18 @@ class DmdMethod(Method):
             losses["gan"] = adversarial_loss(made, logit)
         return losses
 
+    def _follow_loss(self, batch: Any, draws: _Draws) -> Tensor:
+        """Lead the student to the guided teacher's velocity, at the levels of one way in turn."""
+        counts = self.settings.followed_steps
+        count = counts[draws.step // self.settings.ratio % len(counts)]
+        question = self.question(batch, draws.rows, num_steps=count)
+        at = draws.on_grid("follow", self.grid(count))
+        noisy = at.of(question.clean)
+        with torch.no_grad():
+            target = question.teacher(noisy, at.sigma)
+        velocity = question.student(noisy, at.sigma)
+        return velocity_error(velocity, target, counted=question.counted)
+
     def validate(self, step: int) -> dict[str, float]:
         """Measure every exit of the averaged student against the teacher's many steps.
 
@@ -264,20 +294,24 @@ class DmdMethod(Method):
 
         Returns:
             By kind of batch and exit step (from 1): errors of means and spreads, and the distance
-            of random features; `frechet` is the last exit's, averaged over kinds.
+            of random features; of `followed_steps` the last exit's only, as
+            `KIND_frechet_16of16`. `frechet` is the last exits', averaged.
         """
         del step
         metrics: dict[str, float] = {}
         last = []
+        first, others = self.settings.num_steps, self.settings.followed_steps
         for name, batch in self.measured().items():
-            exits, target = self._exits(name, batch)
-            wanted = latent_features(target)
-            for number, made in enumerate(exits, 1):
-                mean, spread = moment_errors(made, target)
+            wanted = latent_features(self._target(name, batch))
+            shown = {str(k): made for k, made in enumerate(self._exits(name, batch, first), 1)}
+            shown |= {f"{n}of{n}": self._exits(name, batch, n)[-1] for n in others}
+            for label, made in shown.items():
+                mean, spread = moment_errors(made, self._targets[name])
                 distance = frechet_distance(latent_features(made), wanted)
                 for kind, value in (("mean", mean), ("std", spread), ("frechet", distance)):
-                    metrics[f"{name}_{kind}_{number}"] = value
-            last.append(distance)
+                    metrics[f"{name}_{kind}_{label}"] = value
+            ends = (str(first), *(f"{n}of{n}" for n in others))
+            last += [metrics[f"{name}_frechet_{label}"] for label in ends]
         metrics["frechet"] = sum(last) / len(last)
         self._remember(metrics["frechet"])
         return metrics
@@ -296,26 +330,36 @@ class DmdMethod(Method):
         """Take back the best student."""
         self._best = state["best"]
 
-    def _exits(self, name: str, batch: Any) -> tuple[list[Tensor], Tensor]:
-        """Make a batch's samples: of every exit of the student, and of the teacher."""
-        size, recipe = len(batch["latent"]), self.settings
-        exits: list[list[Tensor]] = []
-        starts = range(0, size, recipe.batch_size)
-        slices = [slice(i, min(i + recipe.batch_size, size)) for i in starts]
-        targets = self._targets.setdefault(name, [])
-        for number, rows in enumerate(slices):
-            question = self.question(batch, rows)
-            draws = _Draws(self.seed, 0, like=question.clean, size=size, rows=rows, tag=name)
-            noises = draws.noises(recipe.num_steps)
-            exits.append(
-                sample_exits(
-                    question.student, noises, sigmas=self.sigmas, sampler=recipe.student_sampler
-                )
+    def _exits(self, name: str, batch: Any, num_steps: int) -> list[Tensor]:
+        """Make a batch's samples of every exit of a way of the student."""
+        sigmas, sampler = self.grid(num_steps), self.settings.student_sampler
+        exits = [
+            sample_exits(question.student, draws.noises(num_steps), sigmas=sigmas, sampler=sampler)
+            for question, draws in self._asked(name, batch, num_steps)
+        ]
+        return [torch.cat(parts).cpu() for parts in zip(*exits, strict=True)]
+
+    def _target(self, name: str, batch: Any) -> Tensor:
+        """Make the teacher's samples of a batch, once."""
+        if name not in self._targets:
+            sigmas = self.grid(self.settings.teacher_steps)
+            made = [
+                sample_exits(question.teacher, draws.noises(1), sigmas=sigmas)[-1]
+                for question, draws in self._asked(name, batch, self.settings.num_steps)
+            ]
+            self._targets[name] = torch.cat(made).cpu()
+        return self._targets[name]
+
+    def _asked(self, name: str, batch: Any, num_steps: int) -> Iterator[tuple[Question, _Draws]]:
+        """Ask about a batch in parts; the noise of an item is the same for every way."""
+        size, most = len(batch["latent"]), self.settings.batch_size
+        for start in range(0, size, most):
+            rows = slice(start, min(start + most, size))
+            question = self.question(batch, rows, num_steps=num_steps)
+            yield (
+                question,
+                _Draws(self.seed, 0, like=question.clean, size=size, rows=rows, tag=name),
             )
-            if number == len(targets):
-                made = sample_exits(question.teacher, noises[:1], sigmas=self.teacher_sigmas)
-                targets.append(made[-1].cpu())
-        return [torch.cat(parts).cpu() for parts in zip(*exits, strict=True)], torch.cat(targets)
 
     def _remember(self, distance: float) -> None:
         """Keep the averaged student if it is the best; every process keeps all of it."""
@@ -343,6 +387,13 @@ class _Draws:
         generator = self._generator(name)
         sigma = draw_sigmas(self.size, generator=generator, shift=shift)[self.rows]
         return Noised(sigma=sigma.to(self.like.device), noise=self._noise(generator))
+
+    def on_grid(self, name: str, sigmas: Tensor) -> Noised:
+        """Draw noise levels among those at which steps begin, and noise."""
+        generator = self._generator(name)
+        index = torch.randint(0, len(sigmas) - 1, (self.size,), generator=generator)[self.rows]
+        sigma = sigmas[index].to(self.like.device, torch.float32)
+        return Noised(sigma=sigma, noise=self._noise(generator))
 
     def _generator(self, name: str) -> torch.Generator:
         return step_generator(self.seed, self.step, tag=f"{self.tag}{name}")

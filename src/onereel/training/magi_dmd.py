@@ -111,6 +111,8 @@ class MagiDmdMethod(DmdMethod):
         self._check()
         self.captions = CaptionEncoder(self.pipeline.tokenizer, text_encoder)
         student, network = distilled_copy(self.teacher), copy.deepcopy(self.teacher)
+        if recipe.init:
+            student.load_state_dict(_student_of(recipe.init).state_dict())
         self.teacher.requires_grad_(False)
         base = MagiBatches(pieces_recipe(recipe, self.config), cache)
         self.batches = NumberedBatches(base)
@@ -124,14 +126,15 @@ class MagiDmdMethod(DmdMethod):
             recipe,
             student=student,
             critic=_critic(network, recipe),
-            sigmas=1 - time_grid(recipe.num_steps),
-            teacher_sigmas=1 - time_grid(recipe.teacher_steps),
+            grid=lambda count: 1 - time_grid(count),
         )
 
-    def question(self, batch: Any, rows: slice) -> Question:
+    def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
         """Show all networks the same text, clean chunks and first frame; ask for the last chunk."""
         made = self._own_chunks(batch)
-        return self._ask(self._on_own_past(batch, rows, chunks=made) if made else batch, rows)
+        if made:
+            batch = self._on_own_past(batch, rows, chunks=made, num_steps=num_steps)
+        return self._ask(batch, rows, num_steps)
 
     def _own_chunks(self, batch: Any) -> int:
         """Draw how many chunks the student makes first; none where it is measured."""
@@ -141,13 +144,16 @@ class MagiDmdMethod(DmdMethod):
         generator = step_generator(self.recipe.trainer.seed, number, tag="own-past")
         return int(torch.randint(0, most + 1, (1,), generator=generator))
 
-    def _on_own_past(self, batch: Any, rows: slice, *, chunks: int) -> dict[str, Any]:
+    def _on_own_past(
+        self, batch: Any, rows: slice, *, chunks: int, num_steps: int
+    ) -> dict[str, Any]:
         """Let the student make a video's first chunks, and put the last where the clean one was.
 
         All but the last chunk of the piece follow its first caption.
         """
         generator = step_generator(self.recipe.trainer.seed, batch["number"], tag="own-noise")
         past = batch["latent"][:, :, :WIDTH].clone()
+        sigmas = self.grid(num_steps)
         for number in range(chunks):
             clean = min(number, 1)
             piece = {
@@ -156,22 +162,22 @@ class MagiDmdMethod(DmdMethod):
                 "captions": [captions[:1] * (clean + 1) for captions in batch["captions"]],
                 "layout": _layout(clean),
             }
-            student = self._ask(piece, rows).student
-            noises = [torch.randn(past.shape, generator=generator) for _ in self.sigmas[1:]]
+            student = self._ask(piece, rows, num_steps).student
+            noises = [torch.randn(past.shape, generator=generator) for _ in sigmas[1:]]
             noises = [noise[rows].to(self.device) for noise in noises]
             sampler = self.recipe.student_sampler
-            made = sample_exits(student, noises, sigmas=self.sigmas, sampler=sampler)
+            made = sample_exits(student, noises, sigmas=sigmas, sampler=sampler)
             past[rows] = made[-1].to(past)
         latent = torch.cat((past, batch["latent"][:, :, WIDTH:]), dim=2)
         return {**batch, "latent": latent}
 
-    def _ask(self, batch: Any, rows: slice) -> Question:
+    def _ask(self, batch: Any, rows: slice, num_steps: int) -> Question:
         """Make the question of a batch whose clean chunks are what they are."""
         flow = self._flow(batch, rows)
         with torch.no_grad():
             null = self.teacher.null_caption
             text = self.captions(batch["captions"][rows], flow, null=null)
-        size = step_size(self.recipe.num_steps)
+        size = step_size(num_steps)
         told = dataclasses.replace(flow, caption_dropout=torch.zeros_like(flow.caption_dropout))
         clean = torch.zeros_like(flow.caption_dropout)
         clean[:, : flow.layout.num_clean] = True
@@ -226,7 +232,7 @@ class MagiDmdMethod(DmdMethod):
         if self.config.window_size != 1:
             got = f"a window of {self.config.window_size}"
             raise ConfigError(f"{teacher}: teacher", expected="one chunk in flight", got=got)
-        if self.recipe.num_steps == 12:
+        if 12 in (self.recipe.num_steps, *self.recipe.followed_steps):
             raise ConfigError("num_steps", expected="an even grid", got="12, MAGI's uneven one")
 
     def _flow(self, batch: Any, rows: slice) -> FlowBatch:
@@ -244,6 +250,14 @@ class MagiDmdMethod(DmdMethod):
             times=times,
         )
         return flow.take(rows)
+
+
+def _student_of(folder: str) -> Magi1Transformer3DModel:
+    """Load a student that is gone on with."""
+    student: Magi1Transformer3DModel = Magi1Pipeline.from_pretrained(folder).transformer
+    if not student.config.enable_distillation:
+        raise ConfigError(f"{folder}: init", expected="distilled weights", got="base ones")
+    return student
 
 
 def _layout(clean: int) -> Layout:

@@ -194,21 +194,23 @@ class MagicDmdMethod(DmdMethod):
             image_template=self.sampling.image_template,
         )
         student = copy.deepcopy(self.teacher)
+        if recipe.init:
+            begun = Magic141Pipeline.from_pretrained(recipe.init)
+            student.load_state_dict(begun.transformer.state_dict())
         critic = _critic(copy.deepcopy(self.teacher), recipe)
         self.teacher.requires_grad_(False)
         self.batches = DistillBatches(recipe, cache)
         self._measured: dict[str, Any] | None = None
-        grid = partial(sigma_grid, shift=self.sampling.shift)
         super().__init__(
             recipe,
             student=student,
             critic=critic,
-            sigmas=grid(recipe.num_steps),
-            teacher_sigmas=grid(recipe.teacher_steps),
+            grid=partial(sigma_grid, shift=self.sampling.shift),
         )
 
-    def question(self, batch: Any, rows: slice) -> Question:
+    def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
         """Show all networks the same text, picture and given frames; the guided teacher, none."""
+        del num_steps  # this family's networks are not told
         names = ("latent", "reference")
         part = {name: batch[name][rows].to(self.device) for name in names}
         prior = prior_of({**part, "task": batch["task"]})

@@ -21,18 +21,27 @@ def saturation(video: Tensor) -> Tensor:
     return (video.amax(1, keepdim=True) - video.amin(1, keepdim=True)) / 2
 
 
-def pixel_weights(video: Tensor, *, object_weight: float, motion_weight: float) -> Tensor:
+def pixel_weights(
+    video: Tensor, *, object_weight: float, motion_weight: float, reach: int = 0
+) -> Tensor:
     """Weigh pixels: saturated ones and those that change in time count more.
+
+    Without `reach` an object's own pixels outweigh those around it, and where the network is in
+    doubt about an edge it draws the object larger and its corners round.
 
     Args:
         video: [B, 3, F, H, W] in [-1, 1].
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 in some channel.
+        reach: pixels so near to a saturated one count as it does.
 
     Returns:
         Weights of mean 1, [B, 1, F, H, W].
     """
-    weights = 1 + object_weight * saturation(video)
+    near = saturation(video)
+    if reach:
+        near = F.max_pool3d(near, (1, 2 * reach + 1, 2 * reach + 1), 1, (0, reach, reach))
+    weights = 1 + object_weight * near
     if video.shape[2] > 1:
         change = (video[:, :, 1:] - video[:, :, :-1]).abs().amax(1, keepdim=True)
         # A change concerns both frames: where the object was and where it is.

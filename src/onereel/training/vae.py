@@ -66,6 +66,7 @@ class ToyboxVaeRecipe:
         kl: weight of the mean KL divergence per latent element.
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 between frames.
+        reach: pixels so near to an object count as it does.
         workers: background processes that render.
         validation_clips: clips of the fixed validation set.
         stats_clips: clips over which the latents' statistics are taken.
@@ -92,6 +93,7 @@ class ToyboxVaeRecipe:
     kl: float = 1e-5
     object_weight: float = 16.0
     motion_weight: float = 4.0
+    reach: int = 0
     workers: int = 1
     validation_clips: int = 64
     stats_clips: int = 512
@@ -330,7 +332,10 @@ class VaeMethod(Method):
         rows = self.part.rows(len(whole))
         # Their mean is 1 over the whole batch, of which this may be a part.
         weights = pixel_weights(
-            whole, object_weight=recipe.object_weight, motion_weight=recipe.motion_weight
+            whole,
+            object_weight=recipe.object_weight,
+            motion_weight=recipe.motion_weight,
+            reach=recipe.reach,
         )[rows]
         video = whole[rows]
         mean, std = through(self.vae, lambda vae: _posterior(vae, video))
