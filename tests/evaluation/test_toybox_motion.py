@@ -51,7 +51,16 @@ def test_the_truth_makes_no_error() -> None:
         episode = simulate(sample_spec(rng), seed, num_frames=120)
         scores = motion_scores(truth(episode), episode, start=24)
         assert tuple(scores) == MOTION_SCORES
-        zeros = ("ade", "fde", "ade_position", "miss_rate", "nade", "seam_jump", "v_err@1s")
+        zeros = (
+            "ade",
+            "fde",
+            "ade_position",
+            "miss_rate",
+            "nade",
+            "nade@1s",
+            "seam_jump",
+            "v_err@1s",
+        )
         for name in zeros:
             assert math.isnan(scores[name]) or scores[name] == 0.0, (seed, name)
         assert math.isnan(scores["skill"]) or scores["skill"] == 1.0
@@ -127,7 +136,8 @@ def test_another_colour_is_another_object() -> None:
     blue = dataclasses.replace(tracking.tracks[0], colour="blue")
     scores = motion_scores(dataclasses.replace(tracking, tracks=(blue,)), episode, start=24)
     assert scores["miss_rate"] == 1.0
-    assert scores["nade"] == pytest.approx(1.0)
+    assert scores["nade"] == scores["nade@1s"] == pytest.approx(1.0)
+    assert math.isnan(scores["nade@2s"])  # the video ends before
     assert scores["ade_position"] == 0.0
 
 

@@ -22,7 +22,15 @@ HORIZONS_S = (1, 2, 5)
 SECONDS = (1, 2, 3, 4, 5)
 MOTION_SCORES = (
     *("ade", "fde", *(f"ade@{s}s" for s in HORIZONS_S), "ade_position", "miss_rate"),
-    *("ade_freeze", "nade", "ade_cv", "skill", "horizon", "seam_jump"),
+    *(
+        "ade_freeze",
+        "nade",
+        *(f"nade@{s}s" for s in HORIZONS_S),
+        "ade_cv",
+        "skill",
+        "horizon",
+        "seam_jump",
+    ),
     *(f"v_err@{s}s" for s in SECONDS),
     *(f"dir_err@{s}s" for s in SECONDS),
 )
@@ -80,7 +88,8 @@ def motion_scores(tracking: Tracking, episode: Episode, *, start: int) -> dict[s
         `MOTION_SCORES` by name. Objects are matched by colour and shape; for `ade_position` by
         their positions alone. Distances are in canvas heights, `horizon` in seconds, `dir_err` in
         degrees, `seam_jump` in px per frame squared. `nade` is 0 for the truth and 1 for a still,
-        `skill` is 1 for the truth and 0 for constant velocity. NaN where a score does not apply.
+        `nade@1s` the same of the first second; `skill` is 1 for the truth and 0 for constant
+        velocity. NaN where a score does not apply.
 
     Raises:
         ConfigError: the video is longer than the episode, or no frame was made.
@@ -92,19 +101,24 @@ def motion_scores(tracking: Tracking, episode: Episode, *, start: int) -> dict[s
     errors = _errors(side, side.followed)
     scores = dict.fromkeys(MOTION_SCORES, NAN)
     frames = len(errors) - 1
-    scores["ade"] = _mean(errors)
+    still = _errors(side, side.freeze)
+    least = _LEAST_PX / side.height
+    scores["ade"], scores["ade_freeze"] = _mean(errors), _mean(still)
     scores["fde"] = _mean(errors[-1])
+    if scores["ade_freeze"] >= least:
+        scores["nade"] = scores["ade"] / scores["ade_freeze"]
     for seconds in HORIZONS_S:
-        if frames >= seconds * side.fps:
-            scores[f"ade@{seconds}s"] = _mean(errors[: seconds * side.fps + 1])
+        if frames < seconds * side.fps:
+            continue
+        span = slice(seconds * side.fps + 1)
+        scores[f"ade@{seconds}s"] = _mean(errors[span])
+        if _mean(still[span]) >= least:
+            scores[f"nade@{seconds}s"] = scores[f"ade@{seconds}s"] / _mean(still[span])
     blind = compare(tracking, episode, start=start, by_position=True)
     scores["ade_position"] = _mean(_errors(blind, blind.followed))
     scores["miss_rate"] = _mean(np.where(side.judged, np.isnan(side.found[..., 0]), np.nan))
-    scores["ade_freeze"] = _mean(_errors(side, side.freeze))
     scores["ade_cv"] = _mean(_errors(side, side.coast)) if side.turned else NAN
-    if scores["ade_freeze"] * side.height >= _LEAST_PX:
-        scores["nade"] = scores["ade"] / scores["ade_freeze"]
-    if scores["ade_cv"] * side.height >= _LEAST_PX:
+    if scores["ade_cv"] >= least:
         scores["skill"] = 1.0 - scores["ade"] / scores["ade_cv"]
     scores["horizon"] = _horizon(side, errors * side.height)
     scores["seam_jump"] = side.seam
