@@ -17,7 +17,7 @@ from onereel.models.magic_dit.model import predict_velocity
 from onereel.models.magic_dit.presets import MAGIC_DIT_PRESETS, config_from_official
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.samplers.flow_match import guided, sample_euler, sigma_grid
-from onereel.training.dmd_method import _Draws
+from onereel.training.dmd_method import _Draws, go_on_with
 from onereel.training.engine import Trainer, TrainerConfig
 from onereel.training.latent_cache import CacheConfig, LatentCache, write_shard
 from onereel.training.magic import MagicMethod, ToyboxMagicRecipe, prior_of
@@ -177,6 +177,21 @@ def test_a_short_run_resumes_to_the_bit_and_exports_four_steps(
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert output.frames.shape == (1, 5, 64, 64, 3)
+
+
+def test_a_student_is_gone_on_with(
+    recipe: ToyboxMagicDistillRecipe, method: MagicDmdMethod, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.mul_(1.5)
+    method.export(tmp_path / "student")
+    changed = dataclasses.replace(recipe, init=str(tmp_path / "student"))
+    later = MagicDmdMethod(changed, LatentCache(recipe.cache))
+    for name, value in method.student.state_dict().items():
+        torch.testing.assert_close(later.student.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+    with pytest.raises(ConfigError, match="a student of the same teacher"):
+        go_on_with(later.student, nn.Linear(2, 2), folder="other")
 
 
 @torch.no_grad()

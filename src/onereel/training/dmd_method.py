@@ -141,6 +141,24 @@ class Question:
     counted: Tensor | None = None
 
 
+def go_on_with(student: nn.Module, begun: nn.Module, *, folder: str) -> None:
+    """Give a student the weights of one that has begun.
+
+    Args:
+        student: changed in place.
+        begun: the other one.
+        folder: where that comes from, for the message.
+
+    Raises:
+        ConfigError: it has another shape than the teacher.
+    """
+    have, want = begun.state_dict(), student.state_dict()
+    if {k: v.shape for k, v in have.items()} != {k: v.shape for k, v in want.items()}:
+        got = f"{sum(v.numel() for v in have.values()):,} numbers in other tensors"
+        raise ConfigError(f"{folder}: init", expected="a student of the same teacher", got=got)
+    student.load_state_dict(have)
+
+
 class DmdMethod(Method):
     """Distils a teacher into a student of few steps.
 

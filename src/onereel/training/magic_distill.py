@@ -27,7 +27,7 @@ from onereel.samplers.flow_match import sigma_grid
 from onereel.training.data import BatchStream
 from onereel.training.dmd import guided_velocity
 from onereel.training.dmd_critic import Critic
-from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
+from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question, go_on_with
 from onereel.training.engine import Method, Stream
 from onereel.training.latent_cache import LatentCache, open_caches
 from onereel.training.magic import (
@@ -196,7 +196,7 @@ class MagicDmdMethod(DmdMethod):
         student = copy.deepcopy(self.teacher)
         if recipe.init:
             begun = Magic141Pipeline.from_pretrained(recipe.init)
-            student.load_state_dict(begun.transformer.state_dict())
+            go_on_with(student, begun.transformer, folder=recipe.init)
         critic = _critic(copy.deepcopy(self.teacher), recipe)
         self.teacher.requires_grad_(False)
         self.batches = DistillBatches(recipe, cache)

@@ -22,15 +22,8 @@ HORIZONS_S = (1, 2, 5)
 SECONDS = (1, 2, 3, 4, 5)
 MOTION_SCORES = (
     *("ade", "fde", *(f"ade@{s}s" for s in HORIZONS_S), "ade_position", "miss_rate"),
-    *(
-        "ade_freeze",
-        "nade",
-        *(f"nade@{s}s" for s in HORIZONS_S),
-        "ade_cv",
-        "skill",
-        "horizon",
-        "seam_jump",
-    ),
+    *("ade_freeze", "nade", *(f"nade@{s}s" for s in HORIZONS_S)),
+    *("ade_cv", "skill", "horizon", "seam_jump"),
     *(f"v_err@{s}s" for s in SECONDS),
     *(f"dir_err@{s}s" for s in SECONDS),
 )
