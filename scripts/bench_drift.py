@@ -28,6 +28,7 @@ CURVES = {
     "drift_deltaE": "colour of objects against the first second, CIE76",
     "count_right": "share of videos with the right number of objects",
 }
+_SECONDS = 60  # of a video of suite `long`
 NUMBERS = (
     "usable_seconds",
     "drift_bg_psnr_end",
@@ -80,6 +81,12 @@ def evaluate(model: str, label: str, args: argparse.Namespace) -> Result:
         )
 
 
+def usable_to_the_end(result: Result) -> str:
+    """Count the videos of which every second is usable, as `12 of 16`."""
+    seconds = [video.values["usable_seconds"] for video in result.videos]
+    return f"{sum(found == _SECONDS for found in seconds)} of {len(seconds)}"
+
+
 def main() -> None:
     """Print a table as Markdown, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,8 +98,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--chart", type=Path, help="SVG file")
     args = parser.parse_args()
-    print("|", " | ".join(["settings", *NUMBERS]), "|")  # noqa: T201
-    print("|" + "---|" * (len(NUMBERS) + 1))  # noqa: T201
+    print("|", " | ".join(["settings", *NUMBERS, "all of it usable"]), "|")  # noqa: T201
+    print("|" + "---|" * (len(NUMBERS) + 2))  # noqa: T201
     found = {}
     for number, text in enumerate(args.settings):
         label, settings = parse_settings(text)
@@ -100,6 +107,7 @@ def main() -> None:
         result = found[label] = evaluate(model, label, args)
         row = [result.metrics[name] for name in NUMBERS]
         cells = ["" if m.mean is None else f"{m.mean:.2f}" for m in row]
+        cells.append(usable_to_the_end(result))
         print("|", " | ".join([label, *cells]), "|", flush=True)  # noqa: T201
     if args.chart:
         charts = {
