@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from onereel.nn.attention import attend, attend_ranges, plain_attention
+import onereel.nn.attention as module
+from onereel.nn.attention import BlockedAttention, attend, attend_ranges, blocked_attention
 
 
 def tensors(queries: int = 6, keys: int = 9, heads: int = 4, groups: int = 2) -> list[Tensor]:
@@ -40,16 +42,50 @@ def test_attention_follows_its_formula(groups: int, masked: bool, gradients: boo
     torch.testing.assert_close(got, by_hand(query, key, value, visible))
 
 
-def test_both_kernels_agree_in_value_and_gradient() -> None:
+@pytest.mark.parametrize("masked", [None, 1, 2])
+@pytest.mark.parametrize("cached", [1, 10**6])
+def test_blocks_agree_with_the_kernel_in_value_and_gradient(
+    masked: int | None, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CACHED", cached)  # one row at a time, or all of them
     query, key, value = (t.requires_grad_() for t in tensors(groups=4))
-    mask = torch.rand(2, 1, 6, 9, generator=torch.Generator().manual_seed(1)) < 0.7
+    mask = None
+    if masked:
+        generator = torch.Generator().manual_seed(1)
+        mask = torch.rand(masked, 1, 6, 9, generator=generator) < 0.7
     gradients = []
-    for function in (plain_attention, torch.nn.functional.scaled_dot_product_attention):
-        name = "mask" if function is plain_attention else "attn_mask"
+    for function in (blocked_attention, F.scaled_dot_product_attention):
+        name = "mask" if function is blocked_attention else "attn_mask"
         out = function(query, key, value=value, **{name: mask})
+        torch.testing.assert_close(out, by_hand(query, key, value, mask))
         gradients.append(torch.autograd.grad(out.square().sum(), (query, key, value)))
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_blocks_take_over_in_bfloat16_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(query: Tensor, *rest: Tensor, **named: Tensor) -> Tensor:
+        seen.append(query.dtype)
+        return blocked_attention(query, *rest, **named)
+
+    monkeypatch.setattr(module, "blocked_attention", watched)
+    query, key, value = (t.float() for t in tensors(groups=4))
+    want = F.scaled_dot_product_attention(query, key, value)
+    with BlockedAttention():
+        torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value), want)
+        F.scaled_dot_product_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(),
+                                       is_causal=True)  # fmt: skip
+        assert seen == []
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = F.scaled_dot_product_attention(query, key, value)
+        low = F.scaled_dot_product_attention(
+            query.bfloat16(), key=key.bfloat16(), value=value.bfloat16()
+        )
+    assert seen == [torch.bfloat16] * 2
+    assert out.dtype == torch.bfloat16 and torch.equal(out, low)
+    torch.testing.assert_close(out.float(), want, atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ from torch import Tensor, nn
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.files import disk_full, is_disk_full
 from onereel.core.seeds import derive_seed
+from onereel.nn.attention import BlockedAttention
 from onereel.training.checkpoint import checkpoints, remove_leftovers, seed_generators
 from onereel.training.distributed import Spread, Team, full
 from onereel.training.ema import Ema
@@ -391,16 +392,22 @@ class Trainer:
         for micro in range(count):
             method.part = Part(index=self.team.rank * count + micro, count=self.team.count * count)
             self.spread.reduce_during(last=micro == count - 1)
-            with (
-                self.around_forward(),
-                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16),
-            ):
-                losses = method.train_step(batch, step)
-            (losses["loss"] * self.spread.loss_scale).backward()
+            with self._attention():  # also around what checkpointing computes again
+                with (
+                    self.around_forward(),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
+                ):
+                    losses = method.train_step(batch, step)
+                (losses["loss"] * self.spread.loss_scale).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
         method.part = Part()
         return self.team.add_up(totals)
+
+    def _attention(self) -> contextlib.AbstractContextManager[Any]:
+        """Give what computes attention in the steps."""
+        blocked = self.config.bf16 and self.device.type == "cpu"
+        return BlockedAttention() if blocked else contextlib.nullcontext()
 
     def _parameters(self, name: str) -> list[nn.Parameter]:
         groups = self.method.optimizers[name].param_groups
