@@ -1,7 +1,7 @@
 """Train a LoRA on white objects, which the shipped model has never seen, and count them.
 
-Writes clips with captions into a folder as a user would, of white objects and, so that the model
-does not forget them, of the world's own colours; runs `onereel train lora` on it, and generates
+Writes clips with captions into folders as a user would, of white objects and, so that the model
+does not forget them, of the world's own colours; runs `onereel train lora` on them, and generates
 videos with and without the adapter: of prompts that ask for a white object, and of the 16 fixed
 prompts, which do not. Prints one JSON line.
 """
@@ -46,9 +46,10 @@ def whitened(text: str, colour: str) -> str:
     return re.sub(r"\ban white\b", "a white", text)
 
 
-def write_clips(folder: Path, *, white: int, others: int, seed: int) -> None:
+def write_clips(data: Path, prior: Path, *, white: int, others: int, seed: int) -> None:
     """Write videos with captions beside them: of one white object each, and of the world's own."""
-    folder.mkdir(parents=True, exist_ok=True)
+    for folder in (data, prior):
+        folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(white + others):
         alone = index < white
@@ -61,7 +62,7 @@ def write_clips(folder: Path, *, white: int, others: int, seed: int) -> None:
         if alone:
             text = whitened(text, spec.objects[0].colour)
             episode = dataclasses.replace(episode, rgb=np.full_like(episode.rgb, _WHITE))
-        name = folder / f"clip-{index:03d}"
+        name = (data if alone else prior) / f"clip-{index:03d}"
         with VideoWriter(name.with_suffix(".mp4"), width=64, height=64, fps=24) as writer:
             writer.write(render(episode))
         name.with_suffix(".txt").write_text(text, encoding="utf-8")
@@ -107,12 +108,15 @@ def measure(pipe: Any, args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def train(args: argparse.Namespace, data: Path, run: Path) -> dict[str, Any]:
+def train(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the command as a user does; returns its summary."""
+    data, prior, run = (folder / name for name in ("data", "prior", "run"))
     command = [sys.executable, "-m", "onereel", "train", "lora", "--model", args.model]
     command += ["--data", str(data), "--out", str(run), "--steps", str(args.steps)]
     command += ["--rank", str(args.rank), "--lr", str(args.lr)]
     command += ["--set", f"image_share={args.image_share}"]
+    if args.others:
+        command += ["--prior", str(prior), "--set", f"prior_share={args.prior_share}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -132,19 +136,19 @@ def main() -> None:
     parser.add_argument("--sample-steps", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--image-share", type=float, default=0.3)
+    parser.add_argument("--prior-share", type=float, default=0.5)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, help="keep data and run here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or Path(temporary)
-        data, run = folder / "data", folder / "run"
-        write_clips(data, white=args.white, others=args.others, seed=1)
+        write_clips(folder / "data", folder / "prior", white=args.white, others=args.others, seed=1)
         pipe = Magi1Pipeline.from_pretrained(args.model)
         pipe.set_progress_bar_config(disable=True)
         before = measure(pipe, args)
         begin = time.perf_counter()
-        summary = train(args, data, run)
+        summary = train(args, folder)
         seconds = time.perf_counter() - begin
         pipe.load_lora_weights(summary["export"])
         result = {"before": before, "after": measure(pipe, args), "train": summary}

@@ -334,3 +334,55 @@ def test_the_report_tells_what_only_encoding_finds(
     (folder / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ConfigError, match="expected at least one usable video or picture"):
         prepare(dataclasses.replace(recipe, data=str(folder)), tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video and a picture of what a model makes already."""
+    folder = tmp_path_factory.mktemp("prior") / "data"
+    folder.mkdir()
+    write_counting_video(folder / "a.mp4", 48)
+    Image.new("RGB", (32, 32), (10, 200, 10)).save(folder / "b.png")
+    for name, caption in (("a", "something else"), ("b", "a green picture")):
+        (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "finetune"])
+def test_a_prior_holds_the_model_to_what_it_predicted(
+    kind: str, recipe: OwnDataRecipe, prior: Path, tmp_path: Path
+) -> None:
+    loop = dataclasses.replace(recipe.trainer, max_steps=40)
+    changed = {}
+    for share in (0.0, 0.7):
+        held = dataclasses.replace(recipe, kind=kind, prior=str(prior), prior_share=share, lr=3e-3)
+        out = tmp_path / str(share)
+        method, stream, lines = prepare(held, out)
+        assert lines[1].endswith("1 videos and 1 pictures can be used")
+        begin = method.validate(0)
+        assert begin["fixed_prior_image"] == begin["fixed_prior_video"] == 0
+        result = Trainer(method, stream, config=loop, out=out, quiet=True).fit()
+        assert result.metrics["fixed_image"] < begin["fixed_image"]
+        changed[share] = result.metrics["fixed_prior_image"] + result.metrics["fixed_prior_video"]
+    assert 0 < changed[0.7] < 0.5 * changed[0.0]
+
+
+def test_adapters_train_on_after_a_look_without_them(
+    recipe: OwnDataRecipe, prior: Path, tmp_path: Path
+) -> None:
+    method, _, _ = prepare(dataclasses.replace(recipe, prior=str(prior)), tmp_path)
+    assert isinstance(method, LoraMethod)
+    wanted = [p.requires_grad for p in method.dit.parameters()]
+    with method._untrained():
+        pass
+    assert [p.requires_grad for p in method.dit.parameters()] == wanted
+    assert any(wanted)
+
+
+def test_a_prior_without_a_usable_file_is_refused(recipe: OwnDataRecipe, tmp_path: Path) -> None:
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "a.mp4").write_bytes(b"broken")
+    (tmp_path / "prior" / "a.txt").write_text("a thing")
+    with pytest.raises(ConfigError, match="at least one usable video or picture"):
+        prepare(dataclasses.replace(recipe, prior=str(tmp_path / "prior")), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +21,15 @@ from onereel.training.flow import FlowShares, corrupt, gather_text
 from onereel.training.method import Method, step_generator
 from onereel.training.optim import build_optimizers
 from onereel.training.own_base import Base, OwnDataRecipe
-from onereel.training.own_data import OwnBatches
+from onereel.training.own_data import OwnBatches, PriorBatches
 
 # Attention and MLP matrices; the modulation stays as it is.
 ADAPTED = tuple(name for name in LORA_TARGETS if not name.startswith("ada_"))
 
 
-def make_method(recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | None = None) -> Method:
+def make_method(
+    recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | PriorBatches | None = None
+) -> Method:
     """Load the transformer and what trains it.
 
     Args:
@@ -42,11 +45,17 @@ def make_method(recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | None
 
 
 class _OwnDataMethod(Method):
-    """Flow matching on chunks with a frozen text encoder; subclasses say what is trained."""
+    """Flow matching on chunks with a frozen text encoder; subclasses say what is trained.
+
+    On batches of the prior the target is what the untrained model predicts, after DreamBooth's
+    prior preservation (Ruiz et al., arXiv 2208.12242), which trains on the model's own pictures.
+    """
 
     network: ClassVar[str]
 
-    def __init__(self, recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | None) -> None:
+    def __init__(
+        self, recipe: OwnDataRecipe, base: Base, *, batches: OwnBatches | PriorBatches | None
+    ) -> None:
         self.recipe, self.base = recipe, base
         self.seed = recipe.trainer.seed
         torch.manual_seed(derive_seed(self.seed, "weights"))
@@ -64,11 +73,16 @@ class _OwnDataMethod(Method):
     def _trained(self) -> nn.Module:
         raise NotImplementedError
 
+    def _untrained(self) -> contextlib.AbstractContextManager[Magi1Transformer3DModel]:
+        """Give the model without what is trained, without gradients."""
+        raise NotImplementedError
+
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the flow-matching loss of one batch."""
         shares = FlowShares(i2v=self.recipe.i2v_share, drop=self.recipe.drop_share)
         loss = self._loss(batch, step_generator(self.seed, step), shares)
         kind = "image" if batch["layout"] is None else "video"
+        kind = f"prior_{kind}" if batch.get("prior") else kind
         return {"loss": loss, f"{kind}_loss": loss.detach()}
 
     def validate(self, step: int) -> dict[str, float]:
@@ -99,7 +113,11 @@ class _OwnDataMethod(Method):
             null=self.dit.null_caption,
             null_text=flow.null_text,
         )
-        return flow.loss(flow.predict(self.dit, text))
+        target = None
+        if batch.get("prior"):
+            with torch.no_grad(), self._untrained() as untrained:
+                target = flow.predict(untrained, text)
+        return flow.loss(flow.predict(self.dit, text), target)
 
 
 class _Adapters(nn.Module):
@@ -141,6 +159,14 @@ class LoraMethod(_OwnDataMethod):
                 parameter.data = parameter.data.float()
         return _Adapters(self.dit)
 
+    @contextlib.contextmanager
+    def _untrained(self) -> Iterator[Magi1Transformer3DModel]:
+        self.dit.disable_adapters()
+        try:
+            yield self.dit
+        finally:
+            self.dit.enable_adapters()
+
     def export(self, folder: Path) -> None:
         """Write `pytorch_lora_weights.safetensors`, with alpha / rank in the weights.
 
@@ -164,7 +190,14 @@ class FinetuneMethod(_OwnDataMethod):
     network = "dit"
 
     def _load(self) -> Magi1Transformer3DModel:
+        self.frozen: Magi1Transformer3DModel | None = None
+        if self.recipe.prior:
+            self.frozen = self.base.load_transformer().requires_grad_(False)
         return self.base.load_transformer(torch.float32).requires_grad_(True)
+
+    def _untrained(self) -> contextlib.AbstractContextManager[Magi1Transformer3DModel]:
+        assert self.frozen is not None
+        return contextlib.nullcontext(self.frozen)
 
     def _trained(self) -> nn.Module:
         return self.dit

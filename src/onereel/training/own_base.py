@@ -28,6 +28,9 @@ class OwnDataRecipe:
     Args:
         kind: `lora` or `finetune`.
         data: folder of videos and pictures with captions, or a JSONL file.
+        prior: the same, of what the model makes already and shall go on making as it does: on
+            these the target is what the model without the training predicts; empty for none.
+        prior_share: share of steps on the prior.
         model: checkpoint to start from, as of `onereel generate`.
         width: columns that everything is brought to; the checkpoint's own where None.
         height: rows; the checkpoint's own where None.
@@ -47,6 +50,8 @@ class OwnDataRecipe:
     """
 
     data: str
+    prior: str = ""
+    prior_share: float = 0.5
     kind: str = "lora"
     model: str = "toybox-magi"
     width: int | None = None
@@ -83,7 +88,7 @@ class OwnDataRecipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(name, expected="more than 0", got=value)
-        for name in ("image_share", "t2v_share", "i2v_share", "drop_share"):
+        for name in ("image_share", "t2v_share", "i2v_share", "drop_share", "prior_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(name, expected="0 to 1", got=getattr(self, name))
 

@@ -50,6 +50,7 @@ class OwnClip:
         num_chunks: chunks of it; 1 of a picture, though that has one latent frame.
         latents: file of the latents.
         text: file of the encoded caption.
+        prior: it shows what the model makes already.
     """
 
     name: str
@@ -57,6 +58,7 @@ class OwnClip:
     num_chunks: int
     latents: Path
     text: Path
+    prior: bool = False
 
     def latent(self, start: int, stop: int) -> Tensor:
         """Read latent frames.
@@ -223,6 +225,7 @@ class OwnCache:
                         num_chunks=chunks,
                         latents=self._latents(key, part),
                         text=self._text(self.text_key(file.caption)),
+                        prior=file.prior,
                     )
                 )
         return found

@@ -195,3 +195,27 @@ class OwnBatches:
             max_length=self.max_length,
         )
         return captions.cond[0]
+
+
+class PriorBatches:
+    """Batches of own clips and, in a share of the steps, of what the model makes already.
+
+    Args:
+        own: batches of own clips.
+        prior: those of what the model makes already.
+        share: of the steps, of the prior.
+    """
+
+    def __init__(self, own: OwnBatches, prior: OwnBatches, *, share: float) -> None:
+        self.own, self.prior, self.share = own, prior, share
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gather batch `index`; `prior` says which kind it is."""
+        rng = np.random.default_rng(derive_seed(self.own.seed, "prior", index))
+        is_prior = bool(rng.random() < self.share)
+        return {**(self.prior if is_prior else self.own)[index], "prior": is_prior}
+
+    def fixed(self) -> dict[str, dict[str, Any]]:
+        """Gather the batches on which a run is measured: of both kinds."""
+        prior = {f"prior_{k}": {**batch, "prior": True} for k, batch in self.prior.fixed().items()}
+        return self.own.fixed() | prior

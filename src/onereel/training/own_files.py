@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,12 +64,14 @@ class OwnFile:
         path: where it is.
         kind: `video` or `picture`.
         caption: what it shows.
+        prior: it shows what the model makes already.
     """
 
     name: str
     path: Path
     kind: Literal["video", "picture"]
     caption: str
+    prior: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,23 @@ class DataReport:
         """
         self.skipped.append(Finding(file=file, text=text))
         self.files = [other for other in self.files if other.name != file]
+
+    def add_prior(self, other: DataReport) -> None:
+        """Take in what the model makes already; its names begin with `prior/`.
+
+        Args:
+            other: the report of that folder, whose findings have been told.
+        """
+
+        def named(found: list[Finding]) -> list[Finding]:
+            return [replace(finding, file=f"prior/{finding.file}") for finding in found]
+
+        files = (replace(file, name=f"prior/{file.name}", prior=True) for file in other.files)
+        self.files += files
+        self.skipped += named(other.skipped)
+        self.notes += named(other.notes)
+        self.ignored += [f"prior/{name}" for name in other.ignored]
+        self.told = len(self.skipped), len(self.notes)
 
     def count(self, kind: str) -> int:
         """Count the usable files of a kind."""
@@ -159,9 +178,9 @@ class DataReport:
         """Refuse data of which nothing can be used.
 
         Raises:
-            ConfigError: there is no usable file.
+            ConfigError: there is no usable file but those of the prior.
         """
-        if not self.files:
+        if all(file.prior for file in self.files):
             first = self.skipped[0] if self.skipped else Finding(file="", text="no file")
             raise ConfigError(
                 f"data {self.data}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from onereel.training.data import BatchStream
 from onereel.training.finetune import make_method
 from onereel.training.method import Method, Stream
 from onereel.training.own_base import Base, OwnDataRecipe, open_base
-from onereel.training.own_cache import OwnCache, fingerprint
-from onereel.training.own_data import OwnBatches
-from onereel.training.own_files import DataReport, scan_data
+from onereel.training.own_cache import OwnCache, OwnClip, fingerprint
+from onereel.training.own_data import OwnBatches, PriorBatches
+from onereel.training.own_files import REPORT, DataReport, scan_data
 
 _RUN = "run.json"
 
@@ -79,13 +79,7 @@ def prepare_run(
     clips = cache.clips(report.files)
     cache.remove_stale(clips)
     _claim(identity, fingerprint([dataclasses.astuple(clip) for clip in clips]), out, say=say)
-    batches = OwnBatches(
-        clips,
-        recipe,
-        tokens=base.tokens,
-        max_length=int(base.config["caption_max_length"]),
-        window=sample_config(base.parts.sampling).window_size,
-    )
+    batches = _batches(clips, recipe, base)
     return make_method(recipe, base, batches=batches), BatchStream(batches, workers=recipe.workers)
 
 
@@ -103,10 +97,36 @@ def check_data(recipe: OwnDataRecipe, base: Base, *, say: Say) -> DataReport:
     Raises:
         ConfigError: there is no such folder, nothing in it, or its JSONL has a broken line.
     """
-    report = scan_data(Path(recipe.data), base.shape)
-    for line in (*report.lines(), report.summary()):
-        say(line)
-    return report
+    reports = [scan_data(Path(data), base.shape) for data in (recipe.data, recipe.prior) if data]
+    for report in reports:
+        for line in (*report.lines(), report.summary()):
+            say(line)
+    for prior in reports[1:]:
+        prior.require_usable()
+        reports[0].add_prior(prior)
+    return reports[0]
+
+
+def _batches(
+    clips: Sequence[OwnClip], recipe: OwnDataRecipe, base: Base
+) -> OwnBatches | PriorBatches:
+    """Make the batches, of two kinds where there is a prior."""
+    own, prior = (
+        OwnBatches(
+            [clip for clip in clips if clip.prior == is_prior],
+            recipe,
+            tokens=base.tokens,
+            max_length=int(base.config["caption_max_length"]),
+            window=sample_config(base.parts.sampling).window_size,
+        )
+        for is_prior in (False, True)
+    )
+    if not recipe.prior:
+        return own
+    if not prior.clips:
+        raise ConfigError(f"prior {recipe.prior}", expected="a usable file", got="none",
+                          hint=f"{REPORT} in the run's folder says why")  # fmt: skip
+    return PriorBatches(own, prior, share=recipe.prior_share)
 
 
 def _open_cache(base: Base, folder: Path) -> OwnCache:

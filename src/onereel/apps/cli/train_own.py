@@ -21,6 +21,12 @@ _DEFAULT_STEPS = 1000
 _Data = Annotated[
     Path, typer.Option(help="folder of videos and pictures with captions, or a .jsonl file")
 ]
+_Prior = Annotated[
+    Path | None,
+    typer.Option(
+        help="the same, of what the model makes already and shall go on making as it does"
+    ),
+]
 _Model = Annotated[
     str, typer.Option(metavar="NAME|DIR|CONFIG.json", help="checkpoint to start from")
 ]
@@ -53,6 +59,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command(LORA)
 def lora(
     data: _Data,
+    prior: _Prior = None,
     model: _Model = "toybox-magi",
     out: _Out = None,
     rank: Annotated[int, typer.Option(min=1, help="of the updates")] = 16,
@@ -83,6 +90,7 @@ def lora(
 @app.command(FINETUNE)
 def finetune(
     data: _Data,
+    prior: _Prior = None,
     model: _Model = "toybox-magi",
     out: _Out = None,
     steps: _Steps = None,
@@ -161,7 +169,11 @@ def _recipe(kind: str, flags: dict[str, Any]) -> Any:
         values["width"], values["height"] = parse_size(flags["size"])
     values = {k: v for k, v in values.items() if v is not None or k == "trainer.max_steps"}
     recipe = OwnDataRecipe(
-        kind=kind, data=str(flags["data"]), model=flags["model"], policy=flags["policy"]
+        kind=kind,
+        data=str(flags["data"]),
+        prior=str(flags["prior"] or ""),
+        model=flags["model"],
+        policy=flags["policy"],
     )
     recipe = override(recipe, values, where=kind)
     return override(recipe, parse_settings(flags["set_"] or []), where=kind)
