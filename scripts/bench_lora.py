@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--sample-steps", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--image-share", type=float, default=0.3)
-    parser.add_argument("--prior-share", type=float, default=0.5)
+    parser.add_argument("--prior-share", type=float, default=0.7)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, help="keep data and run here")

@@ -79,7 +79,9 @@ class _OwnDataMethod(Method):
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the flow-matching loss of one batch."""
-        shares = FlowShares(i2v=self.recipe.i2v_share, drop=self.recipe.drop_share)
+        # With a prior the null caption is its own: guidance steers away from what that shows.
+        own = bool(self.recipe.prior) and not batch["prior"]
+        shares = FlowShares(i2v=self.recipe.i2v_share, drop=0.0 if own else self.recipe.drop_share)
         loss = self._loss(batch, step_generator(self.seed, step), shares)
         kind = "image" if batch["layout"] is None else "video"
         kind = f"prior_{kind}" if batch.get("prior") else kind

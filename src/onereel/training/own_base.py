@@ -42,7 +42,7 @@ class OwnDataRecipe:
         image_share: share of steps on single frames where there are videos.
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
-        drop_share: share of items trained with the null caption.
+        drop_share: share of items trained with the null caption; with a prior, of its items alone.
         lr: learning rate.
         weight_decay: of matrices, in `finetune`.
         workers: background processes that gather batches.
