@@ -336,7 +336,7 @@ class DmdMethod(Method):
 
     def best_weights(self) -> dict[str, Tensor]:
         """Give the student's weights that are exported: the best so far, or the present ones."""
-        if self._best is None:
+        if self._best is None or not self.settings.keep_best:
             return self.student.state_dict()
         return self._best[1]
 

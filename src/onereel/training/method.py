@@ -143,7 +143,8 @@ class TrainerConfig:
         final_lr: factor of the learning rate at the end.
         grad_clip: largest gradient norm per optimizer; 0 for none.
         ema_decay: decay of the averaged weights; 0 turns averaging off.
-        bf16: run the method's steps under bfloat16 autocast.
+        bf16: run the method's steps under bfloat16 autocast; slower than float32 on a CPU that has
+            no instructions for it (`avx512_bf16`, `amx_bf16`).
         seed: base seed of the run.
         device: torch device name.
         log_every: steps between log lines.
