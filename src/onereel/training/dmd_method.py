@@ -45,7 +45,12 @@ _BETAS = (0.0, 0.999)
 def _trainer() -> TrainerConfig:
     # The average goes by steps, of which every fifth moves the student: 0.99 by its own.
     return TrainerConfig(
-        max_steps=6000, warmup_steps=20, ema_decay=0.998, grad_clip=10.0, validate_minutes=5.0
+        max_steps=6000,
+        warmup_steps=20,
+        ema_decay=0.998,
+        grad_clip=10.0,
+        bf16=True,
+        validate_minutes=5.0,
     )
 
 
