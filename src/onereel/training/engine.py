@@ -392,13 +392,13 @@ class Trainer:
         for micro in range(count):
             method.part = Part(index=self.team.rank * count + micro, count=self.team.count * count)
             self.spread.reduce_during(last=micro == count - 1)
-            with self._attention():  # also around what checkpointing computes again
-                with (
-                    self.around_forward(),
-                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
-                ):
-                    losses = method.train_step(batch, step)
-                (losses["loss"] * self.spread.loss_scale).backward()
+            with (
+                self.around_forward(),
+                self._attention(),
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16),
+            ):
+                losses = method.train_step(batch, step)
+            (losses["loss"] * self.spread.loss_scale).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
         method.part = Part()
@@ -407,6 +407,8 @@ class Trainer:
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
         """Give what computes attention in the steps."""
         blocked = self.config.bf16 and self.device.type == "cpu"
+        # What checkpointing computes again it computes outside of such a mode.
+        blocked = blocked and not self.config.activation_checkpointing
         return BlockedAttention() if blocked else contextlib.nullcontext()
 
     def _parameters(self, name: str) -> list[nn.Parameter]:
