@@ -128,7 +128,8 @@ def test_activations_computed_twice_give_the_same_gradients_with_less_memory(
 ) -> None:
     found = []
     for twice in (False, True):
-        loop = dataclasses.replace(tiny_recipe.trainer, activation_checkpointing=twice)
+        # In float32: in bfloat16 attention is rounded otherwise where it is computed twice.
+        loop = dataclasses.replace(tiny_recipe.trainer, activation_checkpointing=twice, bf16=False)
         recipe = dataclasses.replace(tiny_recipe, trainer=loop)
         trainer = Trainer(*recipe.build(), config=loop, out=tmp_path, quiet=True)
         (measured,) = measure_steps(trainer, [0])
