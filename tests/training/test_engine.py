@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onereel.core.errors import ConfigError
+from onereel.nn import attention
 from onereel.training.engine import Method, Trainer, TrainerConfig, step_generator
 from onereel.training.optim import build_optimizers
 
@@ -170,3 +171,28 @@ def test_an_optimizer_out_of_turn_changes_nothing(tmp_path: Path) -> None:
 def test_config_says_what_is_wrong(values: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         _config(**values)
+
+
+class _Attending(_Fit):
+    """Attends within the batch before the small network."""
+
+    def train_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
+        heads = batch.reshape(2, 4, 4, 3)
+        mixed = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+        return super().train_step(mixed.reshape(8, 12).float(), step)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_steps_in_bfloat16_attend_by_rows_on_a_cpu(
+    bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    whole = attention.blocked_attention
+
+    def watched(*args: Tensor, **named: Tensor) -> Tensor:
+        calls.append(1)
+        return whole(*args, **named)
+
+    monkeypatch.setattr(attention, "blocked_attention", watched)
+    _trainer(_Attending(), tmp_path, max_steps=3, bf16=bf16).fit()
+    assert len(calls) == (3 if bf16 else 0)

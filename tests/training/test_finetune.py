@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from onereel import Magi1Pipeline, Magi1Transformer3DModel
 from onereel.core import files
 from onereel.core.errors import ConfigError, OutOfMemory
-from onereel.training import own_base
+from onereel.training import finetune, own_base
 from onereel.training.engine import Trainer, TrainResult
 from onereel.training.finetune import ADAPTED, LoraMethod
 from onereel.training.flow import FlowShares
@@ -386,3 +387,25 @@ def test_a_prior_without_a_usable_file_is_refused(recipe: OwnDataRecipe, tmp_pat
     with pytest.raises(ConfigError, match="at least one usable video or picture"):
         prepare(dataclasses.replace(recipe, prior=str(tmp_path / "prior")), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_with_a_prior_only_its_own_captions_are_dropped(
+    recipe: OwnDataRecipe, prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops: list[float] = []
+    whole = finetune.corrupt
+
+    def watched(*args: Any, shares: FlowShares, **named: Any) -> Any:
+        drops.append(shares.drop)
+        return whole(*args, shares=shares, **named)
+
+    monkeypatch.setattr(finetune, "corrupt", watched)
+    for folder, wanted in (("", {0.5}), (str(prior), {0.0, 0.5})):
+        settings = dataclasses.replace(recipe, prior=folder, drop_share=0.5)
+        method, stream, _ = prepare(settings, tmp_path / (folder and "prior"))
+        drops.clear()
+        for step, batch in enumerate(itertools.islice(stream.batches(0), 8)):
+            method.train_step(batch, step)
+            if folder:
+                assert drops[-1] == (0.5 if batch["prior"] else 0.0)
+        assert set(drops) == wanted
