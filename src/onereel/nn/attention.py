@@ -125,9 +125,10 @@ class BlockedAttention(TorchFunctionMode):
     ) -> Any:
         """Compute attention, or pass the call on."""
         del types
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
+            named |= kwargs
             if len(args) <= 4 and _is_blocked(named):
                 q, k, v = (named[name].bfloat16() for name in ("query", "key", "value"))
                 with torch.autocast("cpu", enabled=False):
