@@ -11,7 +11,7 @@ import torch
 
 from onereel.core import errors
 from onereel.core.config import check_keys, from_mapping, nearest_name
-from onereel.core.device import parse_dtype, pick_device
+from onereel.core.device import computes_bfloat16, parse_dtype, pick_device
 from onereel.core.seeds import chunk_noise, derive_seed
 
 
@@ -113,6 +113,28 @@ def test_noise_of_a_chunk_depends_on_seed_and_index_alone() -> None:
 )
 def test_dtype_names(name: str, dtype: torch.dtype) -> None:
     assert parse_dtype(name) == dtype
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"bf16": True, "sve": False}, True),
+    ],
+)
+def test_bfloat16_is_for_those_who_compute_in_it(
+    capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert computes_bfloat16(torch.device("cpu")) is expected
+    assert not computes_bfloat16(torch.device("meta"))
+
+
+def test_an_older_torch_is_asked_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert computes_bfloat16(torch.device("cpu"))
 
 
 def test_unknown_dtype_and_device() -> None:

@@ -196,3 +196,12 @@ def test_steps_in_bfloat16_attend_by_rows_on_a_cpu(
     monkeypatch.setattr(attention, "blocked_attention", watched)
     _trainer(_Attending(), tmp_path, max_steps=3, bf16=bf16).fit()
     assert len(calls) == (3 if bf16 else 0)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_machine_decides_where_nothing_is_said(
+    fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onereel.training.engine.computes_bfloat16", lambda device: fast)
+    assert _trainer(_Attending(), tmp_path, max_steps=1, bf16=None).bf16 is fast
+    assert _trainer(_Attending(), tmp_path, max_steps=1, bf16=not fast).bf16 is not fast

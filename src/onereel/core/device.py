@@ -65,6 +65,24 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16; without them float32 is faster.
+
+    Args:
+        device: where to compute.
+
+    Returns:
+        Whether it has; of a CPU, `avx512_bf16`, `amx_bf16` or what other makers call theirs.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognise exhausted memory; torch has no class of its own for that of the CPU.
 

@@ -54,6 +54,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onereel.core.device import computes_bfloat16
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.files import disk_full, is_disk_full
 from onereel.core.seeds import derive_seed
@@ -127,6 +128,7 @@ class Trainer:
         self.method, self.stream, self.config = method, stream, config
         self.out, self.callbacks = Path(out), tuple(callbacks)
         self.device = torch.device(config.device)
+        self.bf16 = computes_bfloat16(self.device) if config.bf16 is None else config.bf16
         if config.activation_checkpointing:
             checkpoint_activations(method)
         self.team = Team.present(self.device)
@@ -395,7 +397,7 @@ class Trainer:
             with (
                 self.around_forward(),
                 self._attention(),
-                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16),
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16),
             ):
                 losses = method.train_step(batch, step)
             (losses["loss"] * self.spread.loss_scale).backward()
@@ -406,7 +408,7 @@ class Trainer:
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
         """Give what computes attention in the steps."""
-        blocked = self.config.bf16 and self.device.type == "cpu"
+        blocked = self.bf16 and self.device.type == "cpu"
         # What checkpointing computes again it computes outside of such a mode.
         blocked = blocked and not self.config.activation_checkpointing
         return BlockedAttention() if blocked else contextlib.nullcontext()

@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from onereel.core.config import from_mapping
+from onereel.core.device import computes_bfloat16
 from onereel.core.errors import CheckpointError, ConfigError
 from onereel.core.files import write_atomically
 from onereel.core.seeds import derive_seed
@@ -136,7 +137,8 @@ def encode_images(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
 def _encode(vae: AutoencoderKLMagi1, frames: Tensor) -> Tensor:
     """Encode uint8 frames [N, F, H, W, 3] through the pipeline's own call."""
     video = rearrange(frames, "n f h w c -> n c f h w")
-    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+    fast = computes_bfloat16(vae.device)
+    with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=fast):
         parts = [vae.encode_frames(part).cpu() for part in torch.split(video, 32)]
     return torch.cat(parts)
 

@@ -110,7 +110,7 @@ class ToyboxMagiRecipe:
             hold=0.5,
             warmup_steps=50,
             ema_decay=0.998,
-            bf16=True,
+            bf16=None,
             validate_minutes=5.0,
         )
     )
@@ -289,9 +289,8 @@ class MagiMethod(Method):
         del step
         losses = {}
         for name, batch in zip(("image", "start", "continue"), self.validation, strict=True):
-            with torch.autocast(self.dit.device.type, dtype=torch.bfloat16):
-                generator = step_generator(self.seed, 0, tag=f"validation-{name}")
-                flow, maps = self._losses(batch, generator)
+            generator = step_generator(self.seed, 0, tag=f"validation-{name}")
+            flow, maps = self._losses(batch, generator)
             losses[f"val_{name}"] = float(flow)
             if self.recipe.map_weight > 0:
                 losses[f"val_{name}_maps"] = float(maps)

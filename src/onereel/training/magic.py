@@ -127,7 +127,7 @@ class ToyboxMagicRecipe:
             hold=0.4,
             warmup_steps=50,
             ema_decay=0.998,
-            bf16=True,
+            bf16=None,
             validate_minutes=5.0,
         )
     )

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor
 
+from onereel.core.device import computes_bfloat16
 from onereel.models.magic_vae.model import (
     VaeTiles,
     encode_latent,
@@ -99,6 +100,7 @@ def encode_pictures(
 def _encode(vae: Any, frames: Tensor) -> Tensor:
     """Encode frames, uint8 [F, H, W, 3] or [B, F, H, W, 3], to halves without the missing axis."""
     video = to_video(frames if frames.ndim == 5 else frames[None])
-    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+    fast = computes_bfloat16(vae.device)
+    with torch.autocast(vae.device.type, dtype=torch.bfloat16, enabled=fast):
         latent = encode_latent(vae, video.to(vae.device)).half().cpu()
     return latent.contiguous() if frames.ndim == 5 else latent[0].contiguous()

@@ -143,8 +143,8 @@ class TrainerConfig:
         final_lr: factor of the learning rate at the end.
         grad_clip: largest gradient norm per optimizer; 0 for none.
         ema_decay: decay of the averaged weights; 0 turns averaging off.
-        bf16: run the method's steps under bfloat16 autocast; slower than float32 on a CPU that has
-            no instructions for it (`avx512_bf16`, `amx_bf16`).
+        bf16: run the method's steps under bfloat16 autocast; None where the device has instructions
+            for it, for without them it is slower than float32.
         seed: base seed of the run.
         device: torch device name.
         log_every: steps between log lines.
@@ -169,7 +169,7 @@ class TrainerConfig:
     final_lr: float = 0.0
     grad_clip: float = 1.0
     ema_decay: float = 0.999
-    bf16: bool = False
+    bf16: bool | None = False
     seed: int = 0
     device: str = "cpu"
     log_every: int = 20

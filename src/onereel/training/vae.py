@@ -104,7 +104,7 @@ class ToyboxVaeRecipe:
             hold=0.3,
             warmup_steps=50,
             ema_decay=0.998,
-            bf16=True,
+            bf16=None,
             validate_minutes=3.0,
         )
     )
