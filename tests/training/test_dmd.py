@@ -27,6 +27,7 @@ from onereel.training.dmd import (
     guided_velocity,
     matching_gradient,
     matching_loss,
+    mean_velocity,
     per_item,
     sample_exits,
     simulate,
@@ -305,7 +306,8 @@ def toy_recipe(**changes: Any) -> ToyRecipe:
 
 def test_a_recipe_refuses_what_cannot_work() -> None:
     for wrong in ({"num_steps": 0}, {"validation_items": 1}, {"gan_weight": 1.0},
-                  {"student_sampler": "heun"}, {"followed_steps": (8, 4)}):  # fmt: skip
+                  {"student_sampler": "heun"}, {"followed_steps": (8, 3)}, {"matching_weight": 0.0},
+                  {"followed_steps": (4,), "follow_substeps": 0}):  # fmt: skip
         with pytest.raises(ConfigError):
             toy_recipe(**wrong)
 
@@ -410,6 +412,47 @@ def test_beside_few_steps_it_follows_the_teacher_in_many(teacher: Mlp, tmp_path:
         assert after[f"toy_frechet_{label}"] < 0.7 * before[f"toy_frechet_{label}"]
     ends = [after[f"toy_frechet_{label}"] for label in ("4", "8of8", "16of16")]
     assert after["frechet"] == pytest.approx(sum(ends) / 3)
+
+
+def test_the_mean_velocity_ends_where_several_steps_end(teacher: Mlp) -> None:
+    x = torch.randn(6, 2, 1, 1, 1, generator=seeded())
+    start, stop = torch.linspace(0.5, 1.0, 6), torch.linspace(0.0, 0.4, 6)
+    once = mean_velocity(teacher, x, start=start, stop=stop)
+    assert torch.equal(once, teacher(x, start))
+    found = mean_velocity(teacher, x, start=start, stop=stop, steps=4)
+    for item in range(6):
+        sigmas = torch.linspace(float(start[item]), float(stop[item]), 5)
+        ends = x[item : item + 1]
+        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+            ends = ends + (after - now) * teacher(ends, now.expand(1))
+        led = x[item : item + 1] + (stop - start)[item] * found[item : item + 1]
+        torch.testing.assert_close(led, ends)
+
+
+def test_it_can_do_nothing_but_follow(teacher: Mlp, tmp_path: Path) -> None:
+    """At its own number of steps; two of the teacher's in each are then what it does in one."""
+    recipe = toy_recipe(
+        loop={"max_steps": 300}, matching_weight=0.0, followed_steps=(4,), follow_substeps=2
+    )
+    method = Toy(recipe, teacher)
+    idle = {name: value.clone() for name, value in method.critic.state_dict().items()}
+    trainer = Trainer(method, ToyStream(), config=recipe.trainer, out=tmp_path, quiet=True)
+    assert {name.partition(".")[0] for name in method.turn(0)} == {"student"}
+
+    def far() -> float:
+        noise = torch.randn(512, 2, 1, 1, 1, generator=seeded(9))
+        two = sample_exits(teacher, [noise], sigmas=halved)[-1]
+        one = sample_exits(method.student, [noise], sigmas=method.grid(4))[-1]
+        return float((one - two).square().mean())
+
+    grid = method.grid(4)
+    halved = torch.cat(
+        (torch.stack((grid[:-1], (grid[:-1] + grid[1:]) / 2), 1).flatten(), grid[4:])
+    )
+    before = far()
+    trainer.fit()
+    assert far() < 0.5 * before
+    assert all(torch.equal(value, idle[name]) for name, value in method.critic.state_dict().items())
 
 
 def test_a_resumed_run_ends_with_the_same_bits(teacher: Mlp, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from onereel.training.dmd import (
     flow_loss,
     matching_gradient,
     matching_loss,
+    mean_velocity,
     sample_exits,
     simulate,
     velocity_error,
@@ -49,7 +50,7 @@ def _trainer() -> TrainerConfig:
         warmup_steps=20,
         ema_decay=0.998,
         grad_clip=10.0,
-        bf16=True,
+        bf16=None,
         validate_minutes=5.0,
     )
 
@@ -62,10 +63,13 @@ class DmdRecipe:
         teacher: base checkpoint: a folder, or the name of a shipped one. It is in no checkpoint.
         cache: folder of the latent cache, or several, separated by commas.
         num_steps: of the student.
-        followed_steps: larger numbers of steps at which the student learns the guided teacher's
-            velocity itself, for there is nothing more to gain; where they are given, a network
-            should be told how long its step is.
+        followed_steps: numbers of steps, `num_steps` or more, at which the student learns to go
+            where the guided teacher goes; where there are several, a network should be told how
+            long its step is.
+        follow_substeps: steps that the teacher takes in one of the student's.
         follow_weight: of the loss of these.
+        matching_weight: of the distributions' loss; with 0 there is nothing but following, in every
+            step, and the critic rests.
         init: checkpoint of a student to go on with; empty for one that starts as the teacher.
         student_sampler: `euler`, as pipelines sample, or `renoise`, as DMD2 does.
         ratio: steps of the critic per step of the student.
@@ -89,7 +93,9 @@ class DmdRecipe:
     cache: str
     num_steps: int = 4
     followed_steps: tuple[int, ...] = ()
+    follow_substeps: int = 1
     follow_weight: float = 1.0
+    matching_weight: float = 1.0
     init: str = ""
     student_sampler: str = "euler"
     ratio: int = 5
@@ -111,12 +117,16 @@ class DmdRecipe:
     def __post_init__(self) -> None:
         """Check what the formulas need."""
         check_sampler(self.student_sampler)
-        for name, least in (("num_steps", 1), ("ratio", 1), ("validation_items", 2)):
+        least_of = {"num_steps": 1, "ratio": 1, "follow_substeps": 1, "validation_items": 2}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(name, expected=f"at least {least}", got=getattr(self, name))
-        if any(count <= self.num_steps for count in self.followed_steps):
-            expected = f"numbers above num_steps, {self.num_steps}"
+        if any(count < self.num_steps for count in self.followed_steps):
+            expected = f"num_steps, {self.num_steps}, or more"
             raise ConfigError("followed_steps", expected=expected, got=list(self.followed_steps))
+        if self.matching_weight <= 0 and not self.followed_steps:
+            expected = "some, where matching_weight is 0"
+            raise ConfigError("followed_steps", expected=expected, got=[])
         if self.gan_weight > 0 and self.gan_critic_weight <= 0:
             hint = "a head that learns nothing has nothing to say"
             raise ConfigError("gan_critic_weight", expected="more than 0", got=0, hint=hint)
@@ -125,6 +135,11 @@ class DmdRecipe:
     def adversarial(self) -> bool:
         """Whether the critic has a head."""
         return self.gan_critic_weight > 0
+
+    @property
+    def matches(self) -> bool:
+        """Whether distributions are matched, for which there is the critic."""
+        return self.matching_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -218,23 +233,41 @@ class DmdMethod(Method):
     def generates(self, step: int) -> bool:
         """Tell whether the student learns in a step."""
         recipe = self.settings
+        if not recipe.matches:
+            return True
         # The last of every group, so that lines of the log, which come at its end, show it.
         return step >= recipe.critic_warmup and step % recipe.ratio == recipe.ratio - 1
 
     def turn(self, step: int) -> tuple[str, ...]:
         """Name the optimizers that act: the critic's, and in some steps the student's."""
-        both = self.generates(step)
-        return tuple(n for n in self.optimizers if both or n.startswith("critic"))
+        acts = {"critic": self.settings.matches, "student": self.generates(step)}
+        return tuple(n for n in self.optimizers if acts[n.partition(".")[0]])
 
     def train_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Compute the critic's loss, and in some steps the student's, on the same samples."""
         size = len(batch["latent"])
         rows = self.part.rows(size)
-        count = self.settings.num_steps
-        question = self.question(batch, rows, num_steps=count)
+        recipe = self.settings
+        question = self.question(batch, rows, num_steps=recipe.num_steps)
         draws = _Draws(self.seed, step, like=question.clean, size=size, rows=rows)
-        exit_step = draw_exit(self.seed, step, num_steps=count)
-        with torch.set_grad_enabled(self.generates(step)):
+        losses = self._matching_losses(question, draws) if recipe.matches else {}
+        if self.generates(step) and recipe.followed_steps:
+            losses["follow"] = self._follow_loss(batch, draws)
+        weights = {
+            "student": recipe.matching_weight,
+            "gan": recipe.gan_weight,
+            "critic_gan": recipe.gan_critic_weight,
+            "follow": recipe.follow_weight,
+        }
+        scalars = {name: value.sum() / size for name, value in losses.items()}
+        loss = torch.stack([weights.get(n, 1.0) * v for n, v in scalars.items()]).sum()
+        return {"loss": loss, **{name: value.detach() for name, value in scalars.items()}}
+
+    def _matching_losses(self, question: Question, draws: _Draws) -> dict[str, Tensor]:
+        """Make samples by some of the student's steps; the critic learns, and it, when it does."""
+        count, learns = self.settings.num_steps, self.generates(draws.step)
+        exit_step = draw_exit(self.seed, draws.step, num_steps=count)
+        with torch.set_grad_enabled(learns):
             made = simulate(
                 question.student,
                 draws.noises(count),
@@ -243,18 +276,9 @@ class DmdMethod(Method):
                 sampler=self.settings.student_sampler,
             )
         losses = self._critic_losses(question, made.detach(), draws, exit_step)
-        if self.generates(step):
+        if learns:
             losses |= self._student_losses(question, made, draws, exit_step)
-            if self.settings.followed_steps:
-                losses["follow"] = self._follow_loss(batch, draws)
-        weights = {
-            "gan": self.settings.gan_weight,
-            "critic_gan": self.settings.gan_critic_weight,
-            "follow": self.settings.follow_weight,
-        }
-        scalars = {name: value.sum() / size for name, value in losses.items()}
-        loss = torch.stack([weights.get(n, 1.0) * v for n, v in scalars.items()]).sum()
-        return {"loss": loss, **{name: value.detach() for name, value in scalars.items()}}
+        return losses
 
     def _critic_losses(
         self, question: Question, made: Tensor, draws: _Draws, exit_step: int
@@ -298,14 +322,15 @@ class DmdMethod(Method):
         return losses
 
     def _follow_loss(self, batch: Any, draws: _Draws) -> Tensor:
-        """Lead the student to the guided teacher's velocity, at the levels of one way in turn."""
-        counts = self.settings.followed_steps
-        count = counts[draws.step // self.settings.ratio % len(counts)]
+        """Lead the student where the guided teacher goes, in the steps of one way in turn."""
+        recipe, counts = self.settings, self.settings.followed_steps
+        turn = draws.step // recipe.ratio if recipe.matches else draws.step
+        count = counts[turn % len(counts)]
         question = self.question(batch, draws.rows, num_steps=count)
-        at = draws.on_grid("follow", self.grid(count))
+        at, after = draws.on_grid("follow", self.grid(count))
         noisy = at.of(question.clean)
-        with torch.no_grad():
-            target = question.teacher(noisy, at.sigma)
+        steps = recipe.follow_substeps
+        target = mean_velocity(question.teacher, noisy, start=at.sigma, stop=after, steps=steps)
         velocity = question.student(noisy, at.sigma)
         return velocity_error(velocity, target, counted=question.counted)
 
@@ -323,7 +348,8 @@ class DmdMethod(Method):
         del step
         metrics: dict[str, float] = {}
         last = []
-        first, others = self.settings.num_steps, self.settings.followed_steps
+        first = self.settings.num_steps
+        others = [n for n in self.settings.followed_steps if n != first]
         for name, batch in self.measured().items():
             wanted = latent_features(self._target(name, batch))
             shown = {str(k): made for k, made in enumerate(self._exits(name, batch, first), 1)}
@@ -411,12 +437,12 @@ class _Draws:
         sigma = draw_sigmas(self.size, generator=generator, shift=shift)[self.rows]
         return Noised(sigma=sigma.to(self.like.device), noise=self._noise(generator))
 
-    def on_grid(self, name: str, sigmas: Tensor) -> Noised:
-        """Draw noise levels among those at which steps begin, and noise."""
+    def on_grid(self, name: str, sigmas: Tensor) -> tuple[Noised, Tensor]:
+        """Draw noise levels among those at which steps begin, and noise; give where steps end."""
         generator = self._generator(name)
         index = torch.randint(0, len(sigmas) - 1, (self.size,), generator=generator)[self.rows]
-        sigma = sigmas[index].to(self.like.device, torch.float32)
-        return Noised(sigma=sigma, noise=self._noise(generator))
+        begin, end = (sigmas[i].to(self.like.device, torch.float32) for i in (index, index + 1))
+        return Noised(sigma=begin, noise=self._noise(generator)), end
 
     def _generator(self, name: str) -> torch.Generator:
         return step_generator(self.seed, self.step, tag=f"{self.tag}{name}")
