@@ -8,7 +8,12 @@ from torch import nn
 
 from onereel.core.errors import BackendUnavailable
 from onereel.training.ema import Ema, warm_decay
-from onereel.training.optim import build_optimizers, schedule_factor, split_parameters
+from onereel.training.optim import (
+    build_optimizers,
+    schedule_factor,
+    split_parameters,
+    step_precision,
+)
 
 
 class _Net(nn.Module):
@@ -65,6 +70,29 @@ def test_average_warms_up_and_follows_the_formula() -> None:
     with ema.applied(net):
         assert net.weight[0, 0].item() == pytest.approx(expected, rel=1e-5)
     assert net.weight[0, 0].item() == 19.0
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_steps_in_float32_where_bfloat16_is_slow(
+    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, gradient = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(0))
+
+    def step(fast: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        monkeypatch.setattr("onereel.training.optim.computes_bfloat16", lambda device: fast)
+        weight = nn.Parameter(start.clone())
+        muon = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, nesterov=nesterov)
+        weight.grad = gradient.clone()
+        with step_precision(weight.device):
+            muon.step()
+        return start - weight.detach(), muon.state[weight]["momentum_buffer"]
+
+    (rough, kept), (fine, same) = step(True), step(False)
+    assert torch.equal(kept, same)  # what is made orthogonal is a copy
+    assert 0 < (fine - rough).abs().max() < 0.05 * fine.abs().max()
+    # The polynomial leaves singular values between about 0.7 and 1.2, times Muon's factor.
+    values = torch.linalg.svdvals(fine / (24 / 16) ** 0.5)
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_a_torch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

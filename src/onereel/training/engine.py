@@ -83,7 +83,7 @@ from onereel.training.method import (
     step_generator,
     to_device,
 )
-from onereel.training.optim import schedule_factor
+from onereel.training.optim import schedule_factor, step_precision
 from onereel.training.state import Stored, restore_newest
 
 __all__ = [
@@ -435,7 +435,8 @@ class Trainer:
             optimizer = self.method.optimizers[name]
             for group, base in zip(optimizer.param_groups, self._base_lr[name], strict=True):
                 group["lr"] = base * factor
-            optimizer.step()
+            with step_precision(self.device):
+                optimizer.step()
         for name, ema in self.ema.items():
             ema.update(self.method.networks[name])
 

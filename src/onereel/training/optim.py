@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from onereel.core.device import computes_bfloat16
 from onereel.core.errors import BackendUnavailable
 
 SCHEDULES = ("constant", "cosine", "time")
@@ -59,6 +64,38 @@ def split_parameters(
         is_block = numbered and matrix and id(parameter) not in tables
         (matrices if is_block else others).append(parameter)
     return matrices, others
+
+
+class _Float32(TorchFunctionMode):
+    """While it is entered, a tensor that is asked for in bfloat16 is a copy in float32."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Copy, or pass the call on."""
+        del types
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
+
+
+def step_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Give what optimizers step in.
+
+    PyTorch's Muon makes updates orthogonal in bfloat16, which took a third of a step's time on a
+    CPU that does not compute in it (docs/log.md, 2026-11-29); there they stay in float32.
+
+    Args:
+        device: of the weights.
+
+    Returns:
+        A context.
+    """
+    return contextlib.nullcontext() if computes_bfloat16(device) else _Float32()
 
 
 def build_optimizers(
