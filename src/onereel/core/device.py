@@ -78,7 +78,7 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
         return bool(torch.cpu._is_avx512_bf16_supported())
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
