@@ -1,4 +1,4 @@
-"""The method of DMD2's recipes on a toy: who learns from what, resuming, a student that improves."""
+"""The method of DMD2 recipes on a toy: who learns from what, resuming, a student that improves."""
 
 from __future__ import annotations
 
