@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onereel.core.allocator import keep_freed_memory
 from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
@@ -196,6 +197,7 @@ class PipelineMaker:
         self.choice = choice
         source, self._headers = _open(choice)
         device, dtype = _place(choice, source, self._headers)
+        keep_freed_memory(device)
         with no_foreign_bars():
             self._components = load_components(source, device=device, dtype=dtype)
         add_loras(Magi1LoraLoaderMixin, self._components.transformer, loras=choice.loras)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onereel.core.allocator import keep_freed_memory
 from onereel.core.config import from_mapping
 from onereel.core.device import parse_dtype, pick_device, pin_threads
 from onereel.core.errors import ConfigError
@@ -71,7 +72,9 @@ class MagicMaker:
         pin_threads()
         self._files = magic_files(resolve_model(choice.model))
         self._config = _config(choice, self._files)
-        self._parts = MagicParts(self._files, _place(choice, self._files), loras=choice.loras)
+        place = _place(choice, self._files)
+        keep_freed_memory(place.device)
+        self._parts = MagicParts(self._files, place, loras=choice.loras)
 
     @torch.no_grad()
     def make(self, order: Order) -> Made:

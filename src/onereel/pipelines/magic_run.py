@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from onereel.core.allocator import keep_freed_memory
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
 from onereel.core.seeds import derive_seed
@@ -144,6 +145,8 @@ class MagicRun:
             KeyboardInterrupt: with a note that says how much is safe; the file is finished.
         """
         pin_threads()
+        if self.plan.place.turns == "stay":  # else memory is what counts
+            keep_freed_memory(self.plan.place.device)
         self._hash(expected_hash)
         picture, keeper = self.picture or self.make_picture(), self.keeper
         record = make_magic_record(self.plan, picture, model_hash=str(self.model_hash))

@@ -11,6 +11,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from onereel.core.allocator import keep_freed_memory
 from onereel.core.device import pin_threads
 from onereel.core.errors import CheckpointError
 from onereel.media import VideoWriter
@@ -133,6 +134,7 @@ def stream_run(
         What was made.
     """
     pin_threads()
+    keep_freed_memory(plan.device)
     listener.say(f"loading model {plan.source.name} on {plan.device}")
     components = _load(plan)
     if expected_hash not in (None, components.model_hash):

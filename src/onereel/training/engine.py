@@ -54,6 +54,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onereel.core.allocator import keep_freed_memory
 from onereel.core.device import computes_bfloat16
 from onereel.core.errors import ConfigError, OneReelError, OutOfMemory
 from onereel.core.files import disk_full, is_disk_full
@@ -171,6 +172,7 @@ class Trainer:
             OutOfMemory: memory does not suffice, or the disk had no room for the last checkpoint.
             OneReelError: too many steps in a row were not finite.
         """
+        keep_freed_memory(self.device)
         with memory_errors():
             self._prepare(resume)
             try:
