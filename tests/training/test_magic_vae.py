@@ -92,4 +92,4 @@ def test_a_decoder_learns_alone(recipe: ToyboxMagicVaeRecipe, tmp_path: Path) ->
     }
     assert changed == {"decoder", "post_quant_conv"}
     with pytest.raises(ConfigError, match="decoder_only: expected init"):
-        MagicVaeMethod(dataclasses.replace(recipe, decoder_only=True))
+        dataclasses.replace(recipe, decoder_only=True)

@@ -12,10 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from onereel.core.errors import ConfigError
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.engine import Part, Trainer
 from onereel.training.memory import measure_steps
-from onereel.training.pixel_losses import edge_error, pixel_weights, psnr, saturation
+from onereel.training.pixel_losses import (
+    edge_error,
+    pixel_weights,
+    psnr,
+    saturation,
+    temporal_error,
+)
 from onereel.training.vae import (
     ToyboxVaeRecipe,
     VaeBatches,
@@ -121,6 +128,47 @@ def test_a_crowded_episode_holds_the_objects_of_several_scenes(
     assert saturated[1] > 2 * saturated[0]
     batches = VaeBatches(recipe)
     assert torch.equal(batches[9], VaeBatches(recipe)[9])  # depends on the index alone
+
+
+def test_some_clips_have_a_moving_camera(tiny_recipe: ToyboxVaeRecipe) -> None:
+    still, moving = (
+        VaeBatches(dataclasses.replace(tiny_recipe, crowd=1, camera_share=share, reuse=1))
+        for share in (0.0, 1.0)
+    )
+    specs = [moving.clips.with_motions(("pan", "zoom"))[i].specs[0] for i in range(8)]
+    assert {spec.camera[:4] for spec in specs} == {"pan_", "zoom"}
+    for index in range(4):
+        rendered = moving._video(index)
+        assert np.array_equal(rendered, moving.clips.with_motions(("pan", "zoom"))[index].video)
+        assert np.array_equal(still._video(index), still.clips[index].video)
+
+
+def test_the_temporal_error_sees_what_stands_still_and_should_not() -> None:
+    steady = torch.linspace(0, 1, 8)[None, None, :, None, None].expand(1, 3, 8, 4, 4)
+    stepping = steady[:, :, ::4].repeat_interleave(4, dim=2)
+    assert temporal_error(torch.zeros_like(steady) + 0.3) == 0
+    assert temporal_error(stepping - steady) > 0.1
+    assert temporal_error(torch.rand(1, 3, 1, 4, 4)) == 0
+
+
+def test_a_decoder_learns_alone(tiny_recipe: ToyboxVaeRecipe, tmp_path: Path) -> None:
+    Trainer(*tiny_recipe.build(), config=tiny_recipe.trainer, out=tmp_path / "a", quiet=True).fit()
+    again = dataclasses.replace(
+        tiny_recipe, init=str(tmp_path / "a/export"), decoder_only=True, temporal=1.0
+    )
+    Trainer(*again.build(), config=again.trainer, out=tmp_path / "b", quiet=True).fit()
+    before, after = (AutoencoderKLMagi1.from_pretrained(tmp_path / n / "export") for n in "ab")
+    assert after.config.latents_mean == before.config.latents_mean
+    assert after.config.latents_std == before.config.latents_std
+    assert after.config.latent_rgb_factors == before.config.latent_rgb_factors
+    changed = {
+        name.partition(".")[0]
+        for name, value in after.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    }
+    assert changed == {"decoder"}
+    with pytest.raises(ConfigError, match="decoder_only: expected init"):
+        dataclasses.replace(tiny_recipe, decoder_only=True)
 
 
 def test_activations_computed_twice_give_the_same_gradients_with_less_memory(

@@ -6,10 +6,11 @@ one number and the count of background workers changes nothing but speed.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,19 @@ class ToyboxClips(Dataset[Clip]):
             held_out=held_out,
             timeline_share=timeline_share,
         )
+
+    def with_motions(self, motions: Sequence[str]) -> ToyboxClips:
+        """Give the same stream with other motions to choose from.
+
+        Args:
+            motions: names of the world's motions.
+
+        Returns:
+            The stream.
+        """
+        other = copy.copy(self)
+        other._draw = functools.partial(self._draw, motions=motions)
+        return other
 
     def clip_seed(self, index: int) -> int:
         """Give the world's seed of one clip, with which it can be rendered again."""

@@ -16,7 +16,6 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import Tensor, nn
 
-from onereel.core.errors import ConfigError
 from onereel.models.magic_vae.model import use_frame_causal_attention
 from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.models.magic_vae.preview import fit_colours
@@ -38,9 +37,6 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
         crop: convolutions learn from parts of the canvas as well, at a fraction of the cost.
         lr: of AdamW; at 1.5e-3 the latents grow without end and the picture is lost.
         matrix_lr: nothing but attention has matrices.
-        init: folder of a VAE to start from, or empty.
-        decoder_only: train the decoder for the latents of `init`, so that transformers trained on
-            them stay of use.
     """
 
     preset: str = "toybox-magic"
@@ -49,8 +45,6 @@ class ToyboxMagicVaeRecipe(ToyboxVaeRecipe):
     crop: int | None = 32
     lr: float = 5e-4
     matrix_lr: float | None = None
-    init: str = ""
-    decoder_only: bool = False
 
     def build(self) -> tuple[Method, Stream]:
         """Make the VAE with its optimizer, and the stream of rendered tiles.
@@ -83,8 +77,6 @@ class MagicVaeMethod(VaeMethod):
             use_frame_causal_attention(vae)
             start_as_pooling(vae)
         if recipe.decoder_only:
-            if not recipe.init:
-                raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
         # Several times faster on a CPU; the numbers are the same.

@@ -65,6 +65,18 @@ def edge_error(error: Tensor, weights: Tensor) -> Tensor:
     return down.mean() + right.mean()
 
 
+def temporal_error(error: Tensor) -> Tensor:
+    """Take the mean absolute error of the differences between frames, all pixels alike.
+
+    Args:
+        error: reconstruction minus target, [B, 3, F, H, W].
+
+    Returns:
+        Scalar; 0 for a single frame.
+    """
+    return error.diff(dim=2).abs().mean() if error.shape[2] > 1 else error.new_zeros(())
+
+
 def psnr(squared_error: float) -> float:
     """Turn a mean squared error of pixels in [-1, 1] into decibels."""
     return float(10 * np.log10(4 / max(squared_error, 1e-10)))

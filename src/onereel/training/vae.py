@@ -22,6 +22,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae import VAE_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
@@ -36,8 +37,11 @@ from onereel.training.pixel_losses import (
     pixel_weights,
     psnr,
     saturation,
+    temporal_error,
 )
 from onereel.world import Episode, render, sample_spec, simulate
+
+_CAMERA_MOVES = ("pan", "zoom")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +56,7 @@ class ToyboxVaeRecipe:
         batch_size: tiles per step.
         reuse: batches in a row that share their clips, each with another second of them.
         crowd: scenes whose objects three of four clips show together; 1 for lawful clips only.
+        camera_share: share of clips that are lawful ones whose camera moves.
         short_share: share of batches with `short_frames` instead.
         short_frames: lengths that these choose from.
         crop: rows and columns of a random part of the canvas that is trained on; None takes all.
@@ -63,10 +68,15 @@ class ToyboxVaeRecipe:
         edge: weight of the absolute error of the spatial differences.
         chroma: weight of the absolute error with the grey part taken off; without it all colours
             fall onto one axis for a long time, because objects are few pixels.
+        temporal: weight of the absolute error of frame differences; without it a faint background
+            that moves is drawn anew once per latent frame.
         kl: weight of the mean KL divergence per latent element.
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 between frames.
         reach: pixels so near to an object count as it does.
+        init: folder of a VAE to start from, or empty.
+        decoder_only: train the decoder for the latents of `init`, so that transformers trained on
+            them stay of use.
         workers: background processes that render.
         validation_clips: clips of the fixed validation set.
         stats_clips: clips over which the latents' statistics are taken.
@@ -80,6 +90,7 @@ class ToyboxVaeRecipe:
     batch_size: int = 8
     reuse: int = 4
     crowd: int = 5
+    camera_share: float = 0.0
     short_share: float = 0.15
     short_frames: tuple[int, ...] = (1, 4, 8)
     crop: int | None = None
@@ -90,10 +101,13 @@ class ToyboxVaeRecipe:
     l2: float = 1.0
     edge: float = 1.0
     chroma: float = 3.0
+    temporal: float = 0.0
     kl: float = 1e-5
     object_weight: float = 16.0
     motion_weight: float = 4.0
     reach: int = 0
+    init: str = ""
+    decoder_only: bool = False
     workers: int = 1
     validation_clips: int = 64
     stats_clips: int = 512
@@ -108,6 +122,11 @@ class ToyboxVaeRecipe:
             validate_minutes=3.0,
         )
     )
+
+    def __post_init__(self) -> None:
+        """Check what a decoder is trained for."""
+        if self.decoder_only and not self.init:
+            raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
 
     def build(self) -> tuple[Method, Stream]:
         """Make the VAE with its optimizers, and the stream of rendered tiles.
@@ -127,12 +146,8 @@ class VaeBatches:
 
     def __init__(self, recipe: ToyboxVaeRecipe) -> None:
         self.recipe = recipe
-        self.clips = ToyboxClips(
-            derive_seed(recipe.trainer.seed, "vae"),
-            num_frames=24 * recipe.reuse,
-            height=recipe.height,
-            width=recipe.width,
-        )
+        seed, frames = derive_seed(recipe.trainer.seed, "vae"), 24 * recipe.reuse
+        self.clips = ToyboxClips(seed, num_frames=frames, height=recipe.height, width=recipe.width)
         self._rendered: tuple[int, list[np.ndarray]] | None = None
 
     def __getitem__(self, index: int) -> Tensor:
@@ -167,6 +182,9 @@ class VaeBatches:
 
     def _video(self, index: int) -> np.ndarray:
         """Render clip `index`: every fourth as the world has it, the others crowded."""
+        rng = np.random.default_rng(derive_seed(self.clips.seed, "camera", index))
+        if rng.random() < self.recipe.camera_share:
+            return self.clips.with_motions(_CAMERA_MOVES)[index].video
         if self.recipe.crowd == 1 or index % 4 == 0:
             return self.clips[index].video
         rng = np.random.default_rng(derive_seed(self.clips.seed, "crowd", index))
@@ -185,15 +203,10 @@ def crowded_episode(rng: np.random.Generator, recipe: ToyboxVaeRecipe) -> Episod
     Returns:
         An episode that obeys no law, to be rendered and not to be believed.
     """
+    size = {"height": recipe.height, "width": recipe.width, "num_frames": 24 * recipe.reuse}
     scenes: list[Episode] = []
     for _ in range(recipe.crowd):
-        episode = simulate(
-            sample_spec(rng),
-            int(rng.integers(2**31)),
-            num_frames=24 * recipe.reuse,
-            height=recipe.height,
-            width=recipe.width,
-        )
+        episode = simulate(sample_spec(rng), int(rng.integers(2**31)), **size)
         shift = rng.uniform(-0.25, 0.25, 2) * (recipe.width, recipe.height) if scenes else (0, 0)
         episode.state[..., :2] += np.asarray(shift, dtype=np.float32)
         scenes.append(episode)
@@ -307,8 +320,13 @@ class VaeMethod(Method):
 
     def make_vae(self) -> nn.Module:
         """Make the network that is trained."""
-        vae = AutoencoderKLMagi1(**VAE_PRESETS[self.recipe.preset])
-        pass_colours_through(vae.decoder.conv_out)
+        recipe = self.recipe
+        if recipe.init:
+            vae = AutoencoderKLMagi1.from_pretrained(recipe.init).float()
+        else:
+            vae = AutoencoderKLMagi1(**VAE_PRESETS[recipe.preset])
+            pass_colours_through(vae.decoder.conv_out)
+        vae.encoder.requires_grad_(not recipe.decoder_only)
         # Four times faster on a CPU, forward and backward; the numbers are the same.
         vae.decoder.conv_out.to(memory_format=torch.channels_last_3d)
         return vae
@@ -350,6 +368,7 @@ class VaeMethod(Method):
             "l2": (error.square() * weights).mean(),
             "edge": edge_error(error, weights),
             "chroma": ((error - error.mean(1, keepdim=True)).abs() * weights).mean(),
+            "temporal": temporal_error(error),
             "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
         }
         loss = sum(getattr(recipe, name) * value for name, value in terms.items())
@@ -417,11 +436,13 @@ class VaeMethod(Method):
         # Rounded first, measured then: the statistics are those of the weights that users load.
         rounded = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
         exported.load_state_dict(rounded)
-        mean, std = latent_statistics(exported.to(self.vae.device), self.stats_tiles)
-        exported.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
-        tiles = as_tiles(self.stats_tiles[:256]).to(self.vae.device)
-        factors, bias = fit_latent_rgb(exported.encode_frames(tiles), tiles)
-        exported.register_to_config(latent_rgb_factors=factors, latent_rgb_bias=bias)
+        exported.to(self.vae.device)
+        if not self.recipe.decoder_only:
+            mean, std = latent_statistics(exported, self.stats_tiles)
+            exported.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
+            tiles = as_tiles(self.stats_tiles[:256]).to(self.vae.device)
+            factors, bias = fit_latent_rgb(exported.encode_frames(tiles), tiles)
+            exported.register_to_config(latent_rgb_factors=factors, latent_rgb_bias=bias)
         for parameter in exported.parameters():
             parameter.data = parameter.data.bfloat16()
         exported.save_pretrained(folder)
