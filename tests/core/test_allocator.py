@@ -46,9 +46,12 @@ def test_small_buffers_are_mapped_once_and_large_ones_go_back() -> None:
     assert large_kept > large / 2
 
 
-def test_wishes_of_the_user_and_other_devices_are_left_alone(
+def test_other_libraries_and_devices_and_wishes_of_the_user_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert keep_freed_memory(torch.device("meta")) is False
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "libc_ver", lambda: ("", ""))
+        assert keep_freed_memory(torch.device("cpu")) is False
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     assert keep_freed_memory(torch.device("cpu")) is False

@@ -135,11 +135,11 @@ def test_some_clips_have_a_moving_camera(tiny_recipe: ToyboxVaeRecipe) -> None:
         VaeBatches(dataclasses.replace(tiny_recipe, crowd=1, camera_share=share, reuse=1))
         for share in (0.0, 1.0)
     )
-    specs = [moving.clips.with_motions(("pan", "zoom"))[i].specs[0] for i in range(8)]
+    specs = [moving.camera_clips[i].specs[0] for i in range(8)]
     assert {spec.camera[:4] for spec in specs} == {"pan_", "zoom"}
     for index in range(4):
         rendered = moving._video(index)
-        assert np.array_equal(rendered, moving.clips.with_motions(("pan", "zoom"))[index].video)
+        assert np.array_equal(rendered, moving.camera_clips[index].video)
         assert np.array_equal(still._video(index), still.clips[index].video)
 
 

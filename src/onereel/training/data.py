@@ -6,7 +6,6 @@ one number and the count of background workers changes nothing but speed.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import signal
@@ -40,6 +39,7 @@ class ToyboxClips(Dataset[Clip]):
         width: canvas width in pixels.
         held_out: draw the combinations that are held out from training.
         timeline_share: share of clips whose prompt changes on the way, in [0, 1].
+        motions: the motions to choose from; None means all.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ToyboxClips(Dataset[Clip]):
         width: int = 64,
         held_out: bool = False,
         timeline_share: float = 0.0,
+        motions: Sequence[str] | None = None,
     ) -> None:
         self.seed = seed
         self._draw = functools.partial(
@@ -60,20 +61,8 @@ class ToyboxClips(Dataset[Clip]):
             width=width,
             held_out=held_out,
             timeline_share=timeline_share,
+            motions=motions,
         )
-
-    def with_motions(self, motions: Sequence[str]) -> ToyboxClips:
-        """Give the same stream with other motions to choose from.
-
-        Args:
-            motions: names of the world's motions.
-
-        Returns:
-            The stream.
-        """
-        other = copy.copy(self)
-        other._draw = functools.partial(self._draw, motions=motions)
-        return other
 
     def clip_seed(self, index: int) -> int:
         """Give the world's seed of one clip, with which it can be rendered again."""
