@@ -61,6 +61,20 @@ def test_floor_names_what_a_round_trip_does() -> None:
     assert of(emptied, "centroid_max") is None
 
 
+def test_floor_tells_whether_moving_cameras_still_count() -> None:
+    def held(video: np.ndarray) -> np.ndarray:
+        return np.repeat(video[::4], 4, axis=0)[: len(video)]
+
+    def of(function: object) -> dict[str, float | None]:
+        row = measure_floor(scenes=24, num_frames=24, rows=["round_trip"], round_trip=function)  # type: ignore[arg-type]
+        return {name: row[f"round_trip/{name}"].mean for name in ("camera_event", "all_correct")}
+
+    assert of(lambda video: video) == {"camera_event": 1.0, "all_correct": 1.0}
+    stepping = of(held)
+    assert stepping["camera_event"] == 0.0  # every fourth frame only
+    assert (stepping["all_correct"] or 0.0) < 1.0
+
+
 def test_floor_refuses_unknown_rows_and_a_missing_round_trip() -> None:
     with pytest.raises(ConfigError, match="rows"):
         measure_floor(scenes=1, rows=["dirty"])

@@ -17,6 +17,7 @@ from onereel.core.errors import ConfigError
 from onereel.evaluation.measure import Measurement, missing, summarize
 from onereel.evaluation.toybox.camera import steps_between
 from onereel.evaluation.toybox.components import draw_templates
+from onereel.evaluation.toybox.prompts import prompt_scores
 from onereel.evaluation.toybox.tracker import track
 from onereel.evaluation.toybox.tracks import Tracking
 from onereel.world import (
@@ -26,6 +27,7 @@ from onereel.world import (
     SHAPES,
     SIZES,
     Episode,
+    SceneSpec,
     reach,
     render,
     sample_clip,
@@ -81,6 +83,8 @@ class _Score:
     shape: Floats
     camera: Floats
     at_rest: float
+    camera_event: float
+    all_correct: float
 
 
 def measure_floor(
@@ -105,8 +109,10 @@ def measure_floor(
     Returns:
         Per row "row/quantity": `centroid_error` and `centroid_max` of objects seen whole (px),
         `radius_error` (share), `count`, `colour` (shares of frames), `shape` (share of objects),
-        `camera_error` and `camera_max` of moving cameras (px per frame, at the screen's corners)
-        and `at_rest` (share of resting cameras found at rest).
+        `camera_error` and `camera_max` of moving cameras (px per frame, at the screen's corners),
+        `at_rest` (share of resting cameras found at rest), and of scenes with a prompt how many
+        have all of it (`all_correct`), and of their pans and zooms how many count
+        (`camera_event`).
 
     Raises:
         ConfigError: a row is not known, or `round_trip` is asked for without one.
@@ -124,9 +130,9 @@ def measure_floor(
         if ROWS[name].coded and round_trip is None:
             raise ConfigError("rows", expected="a round trip for this row", got=name)
         scores = []
-        for episode, video in _scenes(ROWS[name], scenes, size=size, num_frames=num_frames):
+        for episode, video, spec in _scenes(ROWS[name], scenes, size=size, num_frames=num_frames):
             shown = video if round_trip is None or not ROWS[name].coded else round_trip(video)
-            scores.append(compare(track(shown, fps=episode.fps), episode))
+            scores.append(compare(track(shown, fps=episode.fps), episode, spec))
             if report is not None:
                 report(name, len(scores))
         results |= {f"{name}/{key}": value for key, value in _summary(scores).items()}
@@ -156,15 +162,15 @@ def distort(video: Bytes, *, noise: float = 0.0, blur: float = 0.0, seed: int = 
 
 def _scenes(
     row: Distortion, scenes: int, *, size: int, num_frames: int
-) -> Iterator[tuple[Episode, Bytes]]:
+) -> Iterator[tuple[Episode, Bytes, SceneSpec | None]]:
     for seed in range(_FIRST_SEED, _FIRST_SEED + scenes):
         if row.touching:
-            episode = touching_discs(seed, size=size)
+            episode, spec = touching_discs(seed, size=size), None
             video = render(episode)
         else:
             clip = sample_clip(seed, num_frames=num_frames, height=size, width=size)
-            episode, video = clip.episode, clip.video
-        yield episode, distort(video, noise=row.noise, blur=row.blur, seed=seed)
+            episode, video, spec = clip.episode, clip.video, clip.specs[0]
+        yield episode, distort(video, noise=row.noise, blur=row.blur, seed=seed), spec
 
 
 def touching_discs(seed: int, *, size: int = 64, num_frames: int = 4) -> Episode:
@@ -206,12 +212,13 @@ def touching_discs(seed: int, *, size: int = 64, num_frames: int = 4) -> Episode
     )
 
 
-def compare(found: Tracking, episode: Episode) -> _Score:
+def compare(found: Tracking, episode: Episode, spec: SceneSpec | None = None) -> _Score:
     """Hold a tracking against the simulator.
 
     Args:
         found: what the tracker says.
         episode: the scene it was given.
+        spec: what its prompt asks for, where it has one.
 
     Returns:
         Errors of every object and frame seen whole, and what was right.
@@ -245,6 +252,7 @@ def compare(found: Tracking, episode: Episode) -> _Score:
         count.append(len(here) == int(whole[f].sum()))
         colour.append(here == sorted(colours[f, whole[f]].tolist()))
     moving = bool(np.any(episode.camera != episode.camera[0]))
+    asked = prompt_scores(found, spec) if spec is not None else {}
     return _Score(
         centroid=np.array(centroid),
         radius=np.array(radius),
@@ -253,6 +261,8 @@ def compare(found: Tracking, episode: Episode) -> _Score:
         shape=np.array(shape, dtype=np.float64),
         camera=_camera_errors(found, episode) if moving else np.zeros(0),
         at_rest=math.nan if moving else float(np.all(found.camera == found.camera[0])),
+        camera_event=asked.get("event_acc", math.nan) if moving else math.nan,
+        all_correct=asked.get("all_correct", math.nan),
     )
 
 
@@ -320,4 +330,6 @@ def _summary(scores: Sequence[_Score]) -> dict[str, Measurement]:
         "camera_error": mean("camera", "px"),
         "camera_max": most("camera"),
         "at_rest": mean("at_rest"),
+        "camera_event": mean("camera_event"),
+        "all_correct": mean("all_correct"),
     }
