@@ -132,7 +132,7 @@ def measure_floor(
         scores = []
         for episode, video, spec in _scenes(ROWS[name], scenes, size=size, num_frames=num_frames):
             shown = video if round_trip is None or not ROWS[name].coded else round_trip(video)
-            scores.append(compare(track(shown, fps=episode.fps), episode, spec))
+            scores.append(compare(track(shown, fps=episode.fps), episode, spec=spec))
             if report is not None:
                 report(name, len(scores))
         results |= {f"{name}/{key}": value for key, value in _summary(scores).items()}
@@ -212,7 +212,7 @@ def touching_discs(seed: int, *, size: int = 64, num_frames: int = 4) -> Episode
     )
 
 
-def compare(found: Tracking, episode: Episode, spec: SceneSpec | None = None) -> _Score:
+def compare(found: Tracking, episode: Episode, *, spec: SceneSpec | None = None) -> _Score:
     """Hold a tracking against the simulator.
 
     Args:
