@@ -96,6 +96,7 @@ class Toy(DmdMethod):
             clean=batch["latent"][rows],
             student=self.student,
             teacher=self.teacher,
+            guidance=lambda x, sigma: torch.zeros_like(x),
             critic=lambda x, sigma, k: self.critic(lambda net: net(x, sigma), k),
         )
 
@@ -145,7 +146,9 @@ def toy_recipe(**changes: Any) -> ToyRecipe:
 def test_a_recipe_refuses_what_cannot_work() -> None:
     for wrong in ({"num_steps": 0}, {"validation_items": 1}, {"gan_weight": 1.0},
                   {"student_sampler": "heun"}, {"followed_steps": (8, 3)}, {"matching_weight": 0.0},
-                  {"followed_steps": (4,), "follow_substeps": 0}):  # fmt: skip
+                  {"followed_steps": (4,), "follow_substeps": 0}, {"followed_data": True},
+                  {"followed_steps": (4,), "followed_data": True, "follow_substeps": 2},
+                  ):  # fmt: skip
         with pytest.raises(ConfigError):
             toy_recipe(**wrong)
 
@@ -291,6 +294,35 @@ def test_it_can_do_nothing_but_follow(teacher: Mlp, tmp_path: Path) -> None:
     trainer.fit()
     assert far() < 0.5 * before
     assert all(torch.equal(value, idle[name]) for name, value in method.critic.state_dict().items())
+
+
+def test_it_can_follow_the_clips_and_what_guidance_adds(teacher: Mlp, tmp_path: Path) -> None:
+    """A teacher that is far off teaches nothing but its guidance."""
+
+    class Wrong(Toy):
+        def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
+            asked = super().question(batch, rows, num_steps=num_steps)
+            wrong = lambda x, sigma: torch.full_like(x, 7.0)  # noqa: E731
+            guidance = lambda x, sigma: torch.full_like(x, 0.5)  # noqa: E731
+            return dataclasses.replace(asked, teacher=wrong, guidance=guidance)
+
+    recipe = toy_recipe(
+        loop={"max_steps": 300}, matching_weight=0.0, followed_steps=(4,), followed_data=True,
+        lr=3e-3, matrix_lr=3e-3, betas=(0.9, 0.95),
+    )  # fmt: skip
+    method = Wrong(recipe, teacher)
+    assert method.turn(0) == ("student.adamw", "student.muon")
+    x, generator = clips(4096, 10**5), seeded(3)
+    sigma = method.grid(4)[torch.randint(0, 4, (4096,), generator=generator)]
+    at = Noised(sigma=sigma, noise=torch.randn(x.shape, generator=generator))
+
+    def far() -> float:
+        with torch.no_grad():
+            return float((method.student(at.of(x), sigma) - teacher(at.of(x), sigma) - 0.5).mean())
+
+    assert far() == pytest.approx(-0.5, abs=1e-5)
+    Trainer(method, ToyStream(), config=recipe.trainer, out=tmp_path, quiet=True).fit()
+    assert abs(far()) < 0.05
 
 
 def test_a_resumed_run_ends_with_the_same_bits(teacher: Mlp, tmp_path: Path) -> None:

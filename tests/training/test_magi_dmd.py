@@ -78,6 +78,8 @@ def test_what_is_given_stays_and_the_clock_is_turned(method: MagiDmdMethod, kind
         ),
     ).sample  # fmt: skip
     said = question.critic(x, sigma, 0)[0]
+    torch.testing.assert_close(said + question.guidance(x, sigma), question.teacher(x, sigma))
+    assert torch.equal(question.clean[:, :, first:], batch["latent"][:, :, -6:][:, :, first:])
     torch.testing.assert_close(said[:, :, first:], -theirs[:, :, -6:][:, :, first:])
 
 

@@ -137,6 +137,7 @@ def test_all_start_as_the_teacher_and_it_is_guided_as_in_pipelines(
     both = guided(one(batch["captions"]), one(["", ""]), scale=recipe.guidance)
     theirs = both(x, 0.7)
     torch.testing.assert_close(question.teacher(x, level), theirs)
+    torch.testing.assert_close(plain + question.guidance(x, level), theirs)
     assert not torch.allclose(theirs, plain, atol=1e-3)
     assert torch.equal(method.grid(4), sigma_grid(4))
 

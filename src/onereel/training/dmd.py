@@ -110,6 +110,26 @@ def guided_velocity(with_text: Velocity, without: Velocity | None, *, scale: flo
     return combined
 
 
+def guidance_alone(with_text: Velocity, without: Velocity | None, *, scale: float) -> Velocity:
+    """Say what guidance adds to the velocity with text: (scale - 1) (with_text - without).
+
+    Args:
+        with_text: with the caption.
+        without: without it; not called where `scale` is 1.
+        scale: guidance scale.
+
+    Returns:
+        The difference between `guided_velocity` and `with_text`.
+    """
+
+    def added(x: Tensor, sigma: Tensor) -> Tensor:
+        if scale == 1 or without is None:
+            return torch.zeros_like(x)
+        return (scale - 1) * (with_text(x, sigma) - without(x, sigma))
+
+    return added
+
+
 def draw_exit(seed: int, step: int, *, num_steps: int) -> int:
     """Draw the step at which the student's way ends; every process draws the same.
 

@@ -40,7 +40,6 @@ from onereel.training.optim import build_optimizers
 
 # Noise levels, noisy latents and the exit step to a velocity and, with a head, logits.
 Judge = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
-_BETAS = (0.0, 0.999)
 
 
 def _trainer() -> TrainerConfig:
@@ -68,6 +67,9 @@ class DmdRecipe:
             long its step is.
         follow_substeps: steps that the teacher takes in one of the student's.
         follow_weight: of the loss of these.
+        followed_data: what is followed is the clips' own velocity and what guidance adds to the
+            teacher's, rather than the teacher's own: the student goes on learning from data, and
+            is not held to the teacher's mistakes.
         matching_weight: of the distributions' loss; with 0 there is nothing but following, in every
             step, and the critic rests.
         init: checkpoint of a student to go on with; empty for one that starts as the teacher.
@@ -78,7 +80,9 @@ class DmdRecipe:
         score_shift: of the noise levels at which samples are looked at; 1 draws them uniformly.
         gan_weight: of the adversarial loss of the student; with both weights 0 there is no head.
         gan_critic_weight: of that of the critic.
-        lr: of the student.
+        lr: AdamW's learning rate for the student.
+        matrix_lr: Muon's for the matrices of its blocks; None gives them to AdamW.
+        betas: AdamW's, of both networks.
         critic_lr: of the critic.
         weight_decay: of matrices.
         batch_size: samples per step.
@@ -95,6 +99,7 @@ class DmdRecipe:
     followed_steps: tuple[int, ...] = ()
     follow_substeps: int = 1
     follow_weight: float = 1.0
+    followed_data: bool = False
     matching_weight: float = 1.0
     init: str = ""
     student_sampler: str = "euler"
@@ -105,6 +110,8 @@ class DmdRecipe:
     gan_weight: float = 0.0
     gan_critic_weight: float = 0.0
     lr: float = 1e-4
+    matrix_lr: float | None = None
+    betas: tuple[float, float] = (0.0, 0.999)
     critic_lr: float = 4e-4
     weight_decay: float = 0.01
     batch_size: int = 32
@@ -124,9 +131,15 @@ class DmdRecipe:
         if any(count < self.num_steps for count in self.followed_steps):
             expected = f"num_steps, {self.num_steps}, or more"
             raise ConfigError("followed_steps", expected=expected, got=list(self.followed_steps))
-        if self.matching_weight <= 0 and not self.followed_steps:
-            expected = "some, where matching_weight is 0"
+        if not self.followed_steps and (self.matching_weight <= 0 or self.followed_data):
+            expected = "some, where matching_weight is 0 or followed_data is true"
             raise ConfigError("followed_steps", expected=expected, got=[])
+        if self.followed_data and self.follow_substeps > 1:
+            hint = "clips say where a step of no length goes, and not where several do"
+            got = self.follow_substeps
+            raise ConfigError(
+                "follow_substeps", expected="1 with followed_data", got=got, hint=hint
+            )
         if self.gan_weight > 0 and self.gan_critic_weight <= 0:
             hint = "a head that learns nothing has nothing to say"
             raise ConfigError("gan_critic_weight", expected="more than 0", got=0, hint=hint)
@@ -150,6 +163,7 @@ class Question:
         clean: latents of the data [B, ...], of which the samples are to be like.
         student: the student.
         teacher: the guided teacher.
+        guidance: what guidance adds to the teacher's velocity.
         critic: the critic, of samples of an exit step.
         counted: ones where samples are to change, broadcastable; None for everywhere.
     """
@@ -157,6 +171,7 @@ class Question:
     clean: Tensor
     student: Velocity
     teacher: Velocity
+    guidance: Velocity
     critic: Judge
     counted: Tensor | None = None
 
@@ -205,9 +220,10 @@ class DmdMethod(Method):
         self.grid = grid
         self.networks = {"student": student, "critic": critic}
         self.ema_names = ("student",)
-        options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "betas": _BETAS}
+        options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "betas": recipe.betas}
+        learner: dict[str, Any] = {"lr": recipe.lr, "matrix_lr": recipe.matrix_lr, **options}
         self.optimizers = {
-            **build_optimizers(student, lr=recipe.lr, name="student", **options),
+            **build_optimizers(student, name="student", **learner),
             **build_optimizers(critic, lr=recipe.critic_lr, name="critic", **options),
         }
         self._targets: dict[str, Tensor] = {}
@@ -322,15 +338,19 @@ class DmdMethod(Method):
         return losses
 
     def _follow_loss(self, batch: Any, draws: _Draws) -> Tensor:
-        """Lead the student where the guided teacher goes, in the steps of one way in turn."""
+        """Lead the student where the guided teacher or the data goes, in one way's steps."""
         recipe, counts = self.settings, self.settings.followed_steps
         turn = draws.step // recipe.ratio if recipe.matches else draws.step
         count = counts[turn % len(counts)]
         question = self.question(batch, draws.rows, num_steps=count)
         at, after = draws.on_grid("follow", self.grid(count))
         noisy = at.of(question.clean)
-        steps = recipe.follow_substeps
-        target = mean_velocity(question.teacher, noisy, start=at.sigma, stop=after, steps=steps)
+        if recipe.followed_data:
+            with torch.no_grad():
+                target = at.noise - question.clean + question.guidance(noisy, at.sigma)
+        else:
+            steps = recipe.follow_substeps
+            target = mean_velocity(question.teacher, noisy, start=at.sigma, stop=after, steps=steps)
         velocity = question.student(noisy, at.sigma)
         return velocity_error(velocity, target, counted=question.counted)
 

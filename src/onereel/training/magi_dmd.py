@@ -177,7 +177,7 @@ class MagiDmdMethod(DmdMethod):
         with torch.no_grad():
             null = self.teacher.null_caption
             text = self.captions(batch["captions"][rows], flow, null=null)
-        size = step_size(num_steps)
+        size, free = step_size(num_steps), flow.weight[:, :, -WIDTH:] > 0
         told = dataclasses.replace(flow, caption_dropout=torch.zeros_like(flow.caption_dropout))
         clean = torch.zeros_like(flow.caption_dropout)
         clean[:, : flow.layout.num_clean] = True
@@ -192,13 +192,26 @@ class MagiDmdMethod(DmdMethod):
             velocity = guided_teacher(self.teacher, noisy, text=text, config=self.config)
             return _taken(flow, velocity, x, sigma)
 
+        def guidance(x: Tensor, sigma: Tensor) -> Tensor:
+            noisy = _put(flow, x, sigma)
+            velocity = guided_teacher(
+                self.teacher, noisy, text=text, config=self.config, added=True
+            )
+            return torch.where(free, -velocity[:, :, -WIDTH:], 0.0)
+
         def judge(x: Tensor, sigma: Tensor, exit_step: int) -> tuple[Tensor, Tensor | None]:
             noisy = _put(asked, x, sigma)
             velocity, logit = self.critic(lambda net: noisy.predict(net, text), exit_step)
             return _taken(flow, velocity, x, sigma), logit
 
         chunk = batch["latent"][rows, :, -WIDTH:].to(self.device)
-        return Question(clean=chunk, student=student, teacher=teacher, critic=judge)
+        return Question(
+            clean=torch.where(free, chunk, flow.x[:, :, -WIDTH:]),
+            student=student,
+            teacher=teacher,
+            guidance=guidance,
+            critic=judge,
+        )
 
     def measured(self) -> dict[str, Any]:
         """Give pieces that start a video, and pieces that continue one."""

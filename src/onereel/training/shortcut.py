@@ -339,6 +339,7 @@ def guided_teacher(
     *,
     text: tuple[Tensor, Tensor],
     config: ChunkSampleConfig,
+    added: bool = False,
 ) -> Tensor:
     """Compute a teacher's velocity with its guidance.
 
@@ -347,6 +348,7 @@ def guided_teacher(
         flow: corrupted pieces.
         text: rows and visible tokens of every chunk.
         config: how the teacher is guided.
+        added: give only what guidance adds to the velocity with text and history.
 
     Returns:
         The guided velocity, as `flow.x`; what it says of clean chunks has no meaning.
@@ -362,7 +364,7 @@ def guided_teacher(
     unasked = dataclasses.replace(flow, caption_dropout=torch.ones_like(clean))
     null = null_rows(flow, teacher.null_caption)
     with_prev = unasked.predict(teacher, null)
-    velocity = (w_prev - w_text) * with_prev + w_text * asked.predict(teacher, text)
+    velocity = (w_prev - w_text) * with_prev + (w_text - int(added)) * asked.predict(teacher, text)
     if (w_prev[:, :, flow.layout.num_clean * frames :] != 1).any():
         velocity = velocity + (1 - w_prev) * _alone(teacher, unasked, null)
     return velocity
