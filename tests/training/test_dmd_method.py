@@ -148,6 +148,8 @@ def test_a_recipe_refuses_what_cannot_work() -> None:
                   {"student_sampler": "heun"}, {"followed_steps": (8, 3)}, {"matching_weight": 0.0},
                   {"followed_steps": (4,), "follow_substeps": 0}, {"followed_data": True},
                   {"followed_steps": (4,), "followed_data": True, "follow_substeps": 2},
+                  {"shortcut_steps": (4,)}, {"followed_steps": (8,), "shortcut_steps": (2,)},
+                  {"followed_steps": (8,), "shortcut_steps": (5,)},
                   ):  # fmt: skip
         with pytest.raises(ConfigError):
             toy_recipe(**wrong)
@@ -258,11 +260,12 @@ def test_beside_few_steps_it_follows_the_teacher_in_many(teacher: Mlp, tmp_path:
 def test_the_mean_velocity_ends_where_several_steps_end(teacher: Mlp) -> None:
     x = torch.randn(6, 2, 1, 1, 1, generator=seeded())
     start, stop = torch.linspace(0.5, 1.0, 6), torch.linspace(0.0, 0.4, 6)
-    once = mean_velocity(teacher, x, start=start, stop=stop)
+    once = mean_velocity(teacher, x, levels=(start, stop))
     assert torch.equal(once, teacher(x, start))
-    found = mean_velocity(teacher, x, start=start, stop=stop, steps=4)
+    ways = torch.stack([start + (stop - start) * share for share in (0, 0.1, 0.4, 0.9, 1)])
+    found = mean_velocity(teacher, x, levels=list(ways))
     for item in range(6):
-        sigmas = torch.linspace(float(start[item]), float(stop[item]), 5)
+        sigmas = ways[:, item]
         ends = x[item : item + 1]
         for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
             ends = ends + (after - now) * teacher(ends, now.expand(1))
@@ -270,26 +273,38 @@ def test_the_mean_velocity_ends_where_several_steps_end(teacher: Mlp) -> None:
         torch.testing.assert_close(led, ends)
 
 
-def test_it_can_do_nothing_but_follow(teacher: Mlp, tmp_path: Path) -> None:
-    """At its own number of steps; two of the teacher's in each are then what it does in one."""
-    recipe = toy_recipe(
-        loop={"max_steps": 300}, matching_weight=0.0, followed_steps=(4,), follow_substeps=2
-    )
-    method = Toy(recipe, teacher)
+@pytest.mark.parametrize("own", [False, True])
+def test_it_can_do_nothing_but_follow(teacher: Mlp, tmp_path: Path, own: bool) -> None:
+    """Two of the teacher's steps, or of its own finer ones, are then what it does in one."""
+
+    class Finer(Toy):
+        def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:
+            asked = super().question(batch, rows, num_steps=num_steps)
+            if not own:
+                return asked
+            # As one whose finer way is learned already, and that is told which one it goes.
+            told = lambda x, sigma: self.student(x, sigma + (0 if num_steps == 4 else 3))  # noqa: E731
+            return dataclasses.replace(asked, student=told, finer=teacher)
+
+    followed = {"followed_steps": (8,), "shortcut_steps": (4,)} if own else {
+        "followed_steps": (4,), "follow_substeps": 2}  # fmt: skip
+    recipe = toy_recipe(loop={"max_steps": 600 if own else 300}, matching_weight=0.0, **followed)
+    method = Finer(recipe, teacher)
     idle = {name: value.clone() for name, value in method.critic.state_dict().items()}
     trainer = Trainer(method, ToyStream(), config=recipe.trainer, out=tmp_path, quiet=True)
     assert method.turn(0) == ("student.adamw",)
-
-    def far() -> float:
-        noise = torch.randn(512, 2, 1, 1, 1, generator=seeded(9))
-        two = sample_exits(teacher, [noise], sigmas=halved)[-1]
-        one = sample_exits(method.student, [noise], sigmas=method.grid(4))[-1]
-        return float((one - two).square().mean())
-
     grid = method.grid(4)
     halved = torch.cat(
         (torch.stack((grid[:-1], (grid[:-1] + grid[1:]) / 2), 1).flatten(), grid[4:])
     )
+    halved = method.grid(8) if own else halved
+
+    def far() -> float:
+        noise = torch.randn(512, 2, 1, 1, 1, generator=seeded(9))
+        two = sample_exits(teacher, [noise], sigmas=halved)[-1]
+        one = sample_exits(method.student, [noise], sigmas=grid)[-1]
+        return float((one - two).square().mean())
+
     before = far()
     trainer.fit()
     assert far() < 0.5 * before

@@ -121,7 +121,9 @@ def test_a_student_is_gone_on_with_and_told_how_long_its_step_is(
     for parameter in method.student.parameters():
         parameter.mul_(1.5)
     method.export(tmp_path / "student")
-    changed = dataclasses.replace(distil, init=str(tmp_path / "student"), followed_steps=(16, 8))
+    changed = dataclasses.replace(
+        distil, init=str(tmp_path / "student"), followed_steps=(16, 8), shortcut_steps=(4,)
+    )
     later = MagiDmdMethod(changed, LatentCache(distil.cache))
     for name, value in method.student.state_dict().items():
         torch.testing.assert_close(later.student.state_dict()[name], value, rtol=1e-2, atol=1e-3)
@@ -132,6 +134,8 @@ def test_a_student_is_gone_on_with_and_told_how_long_its_step_is(
         for count in (4, 8, 16)
     ]
     assert not torch.equal(said[0], said[1]) and not torch.equal(said[1], said[2])
+    finer = later.question(batch, slice(0, 3), num_steps=4).finer
+    assert finer is not None and torch.equal(finer(x, sigma), said[1])
     with pytest.raises(ConfigError, match="distilled weights"):
         MagiDmdMethod(dataclasses.replace(distil, init=distil.teacher), LatentCache(distil.cache))
 

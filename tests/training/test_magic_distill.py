@@ -107,6 +107,11 @@ def test_the_mix_of_tasks_is_the_recipes(recipe: ToyboxMagicDistillRecipe) -> No
     assert torch.equal(first["latent"], clean["latent"])
 
 
+def test_it_is_not_told_how_long_a_step_is(recipe: ToyboxMagicDistillRecipe) -> None:
+    with pytest.raises(ConfigError, match="shortcut_steps"):
+        dataclasses.replace(recipe, followed_steps=(8,), shortcut_steps=(4,))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"t2v_share": 0.5}, {"i2v_share": -0.1, "t2v_share": 0.8}, {"picture_share": 2.0}]
 )

@@ -15,6 +15,7 @@ critic the exit step is ours, see `dmd_critic.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -215,30 +216,27 @@ def sample_exits(
 
 
 @torch.no_grad()
-def mean_velocity(
-    teacher: Velocity, x: Tensor, *, start: Tensor, stop: Tensor, steps: int = 1
-) -> Tensor:
-    """Say which velocity leads in one step where a teacher goes in several equal Euler steps.
+def mean_velocity(network: Velocity, x: Tensor, *, levels: Sequence[Tensor]) -> Tensor:
+    """Say which velocity leads in one step where a network goes in several Euler steps.
 
     Args:
-        teacher: the network, guided.
+        network: the one that is followed, guided where it needs that.
         x: noisy latents [B, ...].
-        start: their noise levels [B].
-        stop: those to be reached [B].
-        steps: of the teacher.
+        levels: their noise levels [B], those that are passed on the way, and those to be reached.
 
     Returns:
-        As `x`; of one step the teacher's velocity itself.
+        As `x`; of one step the network's velocity itself.
 
-    Source: progressive distillation (arXiv 2202.00512), with several steps in one.
+    Source: progressive distillation (arXiv 2202.00512), with several steps in one; of a network's
+    own steps shortcut models (arXiv 2410.12557).
     """
+    start, stop = levels[0], levels[-1]
     total, now = torch.zeros_like(x), x
-    for step in range(steps):
-        sigma = start + (stop - start) * (step / steps)
-        velocity = teacher(now, sigma)
-        total = total + velocity
-        now = now + per_item((stop - start) / steps, x) * velocity
-    return total / steps
+    for sigma, after in itertools.pairwise(levels):
+        velocity = network(now, sigma)
+        total = total + per_item((after - sigma) / (stop - start), x) * velocity
+        now = now + per_item(after - sigma, x) * velocity
+    return total
 
 
 def _advanced(

@@ -66,7 +66,9 @@ class DmdRecipe:
             where the guided teacher goes; where there are several, a network should be told how
             long its step is.
         follow_substeps: steps that the teacher takes in one of the student's.
-        follow_weight: of the loss of these.
+        shortcut_steps: numbers of steps at which it learns to go where two of its own steps of half
+            the length go, for networks that are told how long a step is.
+        follow_weight: of the loss of both.
         followed_data: what is followed is the clips' own velocity and what guidance adds to the
             teacher's, rather than the teacher's own: the student goes on learning from data, and
             is not held to the teacher's mistakes.
@@ -98,6 +100,7 @@ class DmdRecipe:
     num_steps: int = 4
     followed_steps: tuple[int, ...] = ()
     follow_substeps: int = 1
+    shortcut_steps: tuple[int, ...] = ()
     follow_weight: float = 1.0
     followed_data: bool = False
     matching_weight: float = 1.0
@@ -128,9 +131,14 @@ class DmdRecipe:
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(name, expected=f"at least {least}", got=getattr(self, name))
-        if any(count < self.num_steps for count in self.followed_steps):
-            expected = f"num_steps, {self.num_steps}, or more"
-            raise ConfigError("followed_steps", expected=expected, got=list(self.followed_steps))
+        for name in ("followed_steps", "shortcut_steps"):
+            if any(count < self.num_steps for count in getattr(self, name)):
+                expected = f"num_steps, {self.num_steps}, or more"
+                raise ConfigError(name, expected=expected, got=list(getattr(self, name)))
+        for count in self.shortcut_steps:
+            if 2 * count not in self.followed_steps + self.shortcut_steps:
+                expected = f"numbers whose doubles are learned too, {2 * count} here"
+                raise ConfigError("shortcut_steps", expected=expected, got=count)
         if not self.followed_steps and (self.matching_weight <= 0 or self.followed_data):
             expected = "some, where matching_weight is 0 or followed_data is true"
             raise ConfigError("followed_steps", expected=expected, got=[])
@@ -165,6 +173,7 @@ class Question:
         teacher: the guided teacher.
         guidance: what guidance adds to the teacher's velocity.
         critic: the critic, of samples of an exit step.
+        finer: the student in steps of half the length; None where it is not told.
         counted: ones where samples are to change, broadcastable; None for everywhere.
     """
 
@@ -173,6 +182,7 @@ class Question:
     teacher: Velocity
     guidance: Velocity
     critic: Judge
+    finer: Velocity | None = None
     counted: Tensor | None = None
 
 
@@ -338,21 +348,35 @@ class DmdMethod(Method):
         return losses
 
     def _follow_loss(self, batch: Any, draws: _Draws) -> Tensor:
-        """Lead the student where the guided teacher or the data goes, in one way's steps."""
-        recipe, counts = self.settings, self.settings.followed_steps
+        """Lead the student through one of its ways; they come in turn."""
+        recipe, ways = self.settings, self.ways
         turn = draws.step // recipe.ratio if recipe.matches else draws.step
-        count = counts[turn % len(counts)]
+        count = ways[turn % len(ways)]
         question = self.question(batch, draws.rows, num_steps=count)
-        at, after = draws.on_grid("follow", self.grid(count))
+        at, index = draws.on_grid("follow", self.grid(count))
         noisy = at.of(question.clean)
+        target = self._followed(question, at, index, count=count)
+        return velocity_error(question.student(noisy, at.sigma), target, counted=question.counted)
+
+    @torch.no_grad()
+    def _followed(self, question: Question, at: Noised, index: Tensor, *, count: int) -> Tensor:
+        """Say where the student is to go: its own finer way, the data's, or the teacher's."""
+        noisy, recipe = at.of(question.clean), self.settings
+        stop = self.grid(count)[index + 1].to(at.sigma)
+        if count in recipe.shortcut_steps:
+            assert question.finer is not None  # the recipe's family was asked
+            middle = self.grid(2 * count)[2 * index + 1].to(at.sigma)
+            return mean_velocity(question.finer, noisy, levels=(at.sigma, middle, stop))
         if recipe.followed_data:
-            with torch.no_grad():
-                target = at.noise - question.clean + question.guidance(noisy, at.sigma)
-        else:
-            steps = recipe.follow_substeps
-            target = mean_velocity(question.teacher, noisy, start=at.sigma, stop=after, steps=steps)
-        velocity = question.student(noisy, at.sigma)
-        return velocity_error(velocity, target, counted=question.counted)
+            return at.noise - question.clean + question.guidance(noisy, at.sigma)
+        shares = torch.linspace(0, 1, recipe.follow_substeps + 1).tolist()
+        levels = [at.sigma + (stop - at.sigma) * share for share in shares]
+        return mean_velocity(question.teacher, noisy, levels=levels)
+
+    @property
+    def ways(self) -> tuple[int, ...]:
+        """Numbers of steps of the ways that are followed, the teacher's and the student's own."""
+        return self.settings.followed_steps + self.settings.shortcut_steps
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure every exit of the averaged student against the teacher's many steps.
@@ -362,14 +386,14 @@ class DmdMethod(Method):
 
         Returns:
             By kind of batch and exit step (from 1): errors of means and spreads, and the distance
-            of random features; of `followed_steps` the last exit's only, as
+            of random features; of other numbers of steps the last exit's only, as
             `KIND_frechet_16of16`. `frechet` is the last exits', averaged.
         """
         del step
         metrics: dict[str, float] = {}
         last = []
         first = self.settings.num_steps
-        others = [n for n in self.settings.followed_steps if n != first]
+        others = [n for n in self.ways if n != first]
         for name, batch in self.measured().items():
             wanted = latent_features(self._target(name, batch))
             shown = {str(k): made for k, made in enumerate(self._exits(name, batch, first), 1)}
@@ -458,11 +482,11 @@ class _Draws:
         return Noised(sigma=sigma.to(self.like.device), noise=self._noise(generator))
 
     def on_grid(self, name: str, sigmas: Tensor) -> tuple[Noised, Tensor]:
-        """Draw noise levels among those at which steps begin, and noise; give where steps end."""
+        """Draw noise levels among those at which steps begin, and noise; give the steps."""
         generator = self._generator(name)
         index = torch.randint(0, len(sigmas) - 1, (self.size,), generator=generator)[self.rows]
-        begin, end = (sigmas[i].to(self.like.device, torch.float32) for i in (index, index + 1))
-        return Noised(sigma=begin, noise=self._noise(generator)), end
+        sigma = sigmas[index].to(self.like.device, torch.float32)
+        return Noised(sigma=sigma, noise=self._noise(generator)), index
 
     def _generator(self, name: str) -> torch.Generator:
         return step_generator(self.seed, self.step, tag=f"{self.tag}{name}")

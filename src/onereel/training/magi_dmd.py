@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class MagiDmdMethod(DmdMethod):
         clean[:, : flow.layout.num_clean] = True
         asked = dataclasses.replace(flow, caption_dropout=clean)
 
-        def student(x: Tensor, sigma: Tensor) -> Tensor:
+        def student(x: Tensor, sigma: Tensor, *, size: float = size) -> Tensor:
             velocity = _put(told, x, sigma).predict(self.student, text, step_size=size)
             return _taken(flow, velocity, x, sigma)
 
@@ -211,6 +212,7 @@ class MagiDmdMethod(DmdMethod):
             teacher=teacher,
             guidance=guidance,
             critic=judge,
+            finer=partial(student, size=step_size(2 * num_steps)),
         )
 
     def measured(self) -> dict[str, Any]:
@@ -245,7 +247,8 @@ class MagiDmdMethod(DmdMethod):
         if self.config.window_size != 1:
             got = f"a window of {self.config.window_size}"
             raise ConfigError(f"{teacher}: teacher", expected="one chunk in flight", got=got)
-        if 12 in (self.recipe.num_steps, *self.recipe.followed_steps):
+        ways = self.recipe.followed_steps + self.recipe.shortcut_steps
+        if 12 in (self.recipe.num_steps, *ways):
             raise ConfigError("num_steps", expected="an even grid", got="12, MAGI's uneven one")
 
     def _flow(self, batch: Any, rows: slice) -> FlowBatch:

@@ -85,6 +85,10 @@ class ToyboxMagicDistillRecipe(DmdRecipe):
         if abs(total - 1) > 1e-6 or min(self.t2v_share, self.i2v_share, self.v2v_share) < 0:
             expected = "t2v_share, i2v_share and v2v_share with a sum of 1"
             raise ConfigError("shares", expected=expected, got=round(total, 6))
+        if self.shortcut_steps:
+            hint = "these networks are not told how long a step is"
+            got = list(self.shortcut_steps)
+            raise ConfigError("shortcut_steps", expected="none", got=got, hint=hint)
         if not 0 <= self.picture_share <= 1:
             raise ConfigError("picture_share", expected="0 to 1", got=self.picture_share)
 
