@@ -111,6 +111,9 @@ def test_guidance_is_counted_from_the_velocity_without_text() -> None:
     combined = guided_velocity(lambda x, s: 3 * x, lambda x, s: x, scale=4.0)
     assert (combined(x, sigma) == 1 + 4 * (3 - 1)).all()
     assert guided_velocity(combined, None, scale=1.0) is combined
+    added = guided_velocity(lambda x, s: 3 * x, lambda x, s: x, scale=4.0, added=True)
+    assert (added(x, sigma) == combined(x, sigma) - 3).all()
+    assert not guided_velocity(combined, None, scale=1.0, added=True)(x, sigma).any()
 
 
 class _Net(nn.Module):

@@ -90,45 +90,29 @@ def clean_estimate(x: Tensor, velocity: Tensor, *, sigma: Tensor) -> Tensor:
     return x - per_item(sigma, x) * velocity
 
 
-def guided_velocity(with_text: Velocity, without: Velocity | None, *, scale: float) -> Velocity:
+def guided_velocity(
+    with_text: Velocity, without: Velocity | None, *, scale: float, added: bool = False
+) -> Velocity:
     """Combine two velocities: without + scale (with_text - without).
 
     Args:
         with_text: with the caption.
         without: without it; not called where `scale` is 1.
         scale: guidance scale.
+        added: give only what guidance adds to `with_text`.
 
     Returns:
         The combined velocity.
     """
     if scale == 1 or without is None:
-        return with_text
+        return (lambda x, sigma: torch.zeros_like(x)) if added else with_text
 
     def combined(x: Tensor, sigma: Tensor) -> Tensor:
         base = without(x, sigma)
-        return base + scale * (with_text(x, sigma) - base)
+        difference = with_text(x, sigma) - base
+        return (scale - 1) * difference if added else base + scale * difference
 
     return combined
-
-
-def guidance_alone(with_text: Velocity, without: Velocity | None, *, scale: float) -> Velocity:
-    """Say what guidance adds to the velocity with text: (scale - 1) (with_text - without).
-
-    Args:
-        with_text: with the caption.
-        without: without it; not called where `scale` is 1.
-        scale: guidance scale.
-
-    Returns:
-        The difference between `guided_velocity` and `with_text`.
-    """
-
-    def added(x: Tensor, sigma: Tensor) -> Tensor:
-        if scale == 1 or without is None:
-            return torch.zeros_like(x)
-        return (scale - 1) * (with_text(x, sigma) - without(x, sigma))
-
-    return added
 
 
 def draw_exit(seed: int, step: int, *, num_steps: int) -> int:

@@ -25,7 +25,7 @@ from onereel.models.magic_dit.model import MagicCondition, predict_velocity
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.samplers.flow_match import sigma_grid
 from onereel.training.data import BatchStream
-from onereel.training.dmd import guidance_alone, guided_velocity
+from onereel.training.dmd import guided_velocity
 from onereel.training.dmd_critic import Critic
 from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question, go_on_with
 from onereel.training.engine import Method, Stream
@@ -241,11 +241,12 @@ class MagicDmdMethod(DmdMethod):
         def without(x: Tensor, sigma: Tensor) -> Tensor:
             return ask(self.teacher, negative(), x, sigma)
 
+        guided = partial(guided_velocity, with_text, without, scale=self.recipe.guidance)
         return Question(
             clean=part["latent"],
             student=partial(ask, self.student, condition),
-            teacher=guided_velocity(with_text, without, scale=self.recipe.guidance),
-            guidance=guidance_alone(with_text, without, scale=self.recipe.guidance),
+            teacher=guided(),
+            guidance=guided(added=True),
             critic=judge,
         )
 
