@@ -23,7 +23,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(run, "load_components", refuse)
+    monkeypatch.setattr(run, "load_text", refuse)
 
 
 @pytest.mark.parametrize(

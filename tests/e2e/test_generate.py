@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +253,44 @@ def test_standard_output(
     assert b"both write to standard output" in capsysbinary.readouterr().err
 
 
-def test_offloading_changes_nothing(generate: Any, tmp_path: Path) -> None:
+def test_less_memory_changes_nothing(
+    generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onereel.pipelines import run
+
     save_picture(tmp_path / "in.png")
     options = (PROMPT, "--image", "in.png", "--seed", 6, "--seconds", 2)
     assert generate(*options, "-o", "a.mp4")[0] == 0
-    assert generate(*options, "--offload", "-o", "b.mp4")[0] == 0
-    assert np.array_equal(decode(tmp_path / "a.mp4"), decode(tmp_path / "b.mp4"))
+    for way, apart in (("--offload", False), ("--low-memory", False), ("--low-memory", True)):
+        # Blocks take turns as they do where the device has a memory of its own.
+        monkeypatch.setattr(run, "has_own_memory", lambda device, apart=apart: apart)
+        code, _, err = generate(*options, way, "-o", "b.mp4")
+        assert code == 0, err
+        assert np.array_equal(decode(tmp_path / "a.mp4"), decode(tmp_path / "b.mp4"))
+
+
+def test_the_text_encoder_is_gone_before_the_transformer_comes(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onereel.pipelines import run
+
+    seen: list[Any] = []
+    load_text, load_networks = run.load_text, run.load_networks
+
+    def watched_text(*args: Any, **options: Any) -> Any:
+        tokenizer, encoder = load_text(*args, **options)
+        seen.append(weakref.ref(encoder))
+        return tokenizer, encoder
+
+    def watched_networks(*args: Any, **options: Any) -> Any:
+        gc.collect()
+        seen.append(seen[0]())
+        return load_networks(*args, **options)
+
+    monkeypatch.setattr(run, "load_text", watched_text)
+    monkeypatch.setattr(run, "load_networks", watched_networks)
+    assert generate(PROMPT, "--num-frames", 8, "-o", "a.mp4")[0] == 0
+    assert len(seen) == 2 and seen[1] is None
 
 
 @pytest.mark.filterwarnings("default")

@@ -293,17 +293,24 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(gigabytes: float | None, **options: Any) -> Estimate:
         free = None if gigabytes is None else int(gigabytes * GB)
         monkeypatch.setattr(estimate_module, "available_bytes", lambda device: free)
-        return estimate("24B_base", tflops=100.0, **options)
+        return estimate("24B_base", tflops=100.0, **{"device": "mps", **options})
 
     found = of(None)
     check_fits(found)
     between = (found.in_turn_bytes + found.resident_bytes) / 2 / GB
     check_fits(of(found.resident_bytes / GB + 0.001))
-    check_fits(of(between), in_turn=True)
+    check_fits(of(between), turns="move")
     with pytest.raises(OutOfMemory, match=r"got \d+\.\d GB\. hint: move components in turn"):
         check_fits(of(between))
+    with pytest.raises(OutOfMemory, match=r"of cpu: .*hint: make it smaller"):
+        check_fits(of(between, device="cpu"), turns="block")  # which moves nothing there
+    assert found.by_block_bytes < found.in_turn_bytes - found.weights["transformer"] / 2
+    fewer = (found.by_block_bytes + found.in_turn_bytes) / 2 / GB
+    check_fits(of(fewer), turns="block")
+    with pytest.raises(OutOfMemory, match=r"hint: move the transformer block by block \(--low-"):
+        check_fits(of(fewer), turns="move")
     with pytest.raises(OutOfMemory, match="bfloat16.*--size 896x496.*--quantize int8"):
-        check_fits(of(24.0, dtype=torch.float32), in_turn=True)
+        check_fits(of(24.0, dtype=torch.float32), turns="move")
 
 
 def test_the_machine() -> None:

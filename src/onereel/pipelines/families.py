@@ -30,7 +30,6 @@ _MAGIC141_ONLY: Final = {
     "image_source": "--image FILE starts with a picture",
     "clip": "it belongs to --image-source FOLDER",
     "continuation": "chunks always go on from what was made before; leave it out",
-    "low_memory": "--offload and --quantize need less memory",
 }
 _FOREIGN: Final = {MAGI1: _MAGIC141_ONLY, MAGIC141: _MAGI1_ONLY}
 

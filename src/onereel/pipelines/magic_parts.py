@@ -12,6 +12,7 @@ from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
 
 from onereel.pipelines.lora import add_loras
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
+from onereel.runtime.block_groups import bring_by_block, has_own_memory
 from onereel.runtime.load import no_foreign_bars
 from onereel.runtime.magic_source import TEXT_PARTS, MagicFiles, load_part
 
@@ -28,13 +29,19 @@ class Place:
         dtype: of the weights.
         level: to which weights are rounded, or None.
         turns: `stay` keeps all on the device; `move` leaves those that do not work on the CPU;
-            `reload` drops them, and loads them again when their turn comes: the least memory.
+            `reload` drops them, and loads them again when their turn comes: the least memory. The
+            transformer's blocks then take turns, too, on a device with a memory of its own.
     """
 
     device: torch.device
     dtype: torch.dtype
     level: str | None = None
     turns: Turns = "stay"
+
+    @property
+    def by_block(self) -> bool:
+        """Whether the transformer's blocks take turns."""
+        return self.turns == "reload" and has_own_memory(self.device)
 
 
 class MagicParts:
@@ -109,20 +116,22 @@ class MagicParts:
 
     def _load(self, group: str) -> Any:
         if group != "texts":
-            network = self._load_part(group)
+            by_block = self.place.by_block and group == "transformer"
+            device = torch.device("cpu") if by_block else self.place.device
+            network = self._load_part(group, device)
             if group == "transformer":
                 add_loras(HunyuanVideoLoraLoaderMixin, network, loras=self.loras)
+            if by_block:
+                bring_by_block(network, self.place.device)
             return network
-        readers = {part: self._load_part(part) for part in TEXT_PARTS}
+        readers = {part: self._load_part(part, self.place.device) for part in TEXT_PARTS}
         sampling = dict(self.files.sampling)
         with no_foreign_bars():
             return Magic141Pipeline(**readers, transformer=None, vae=None, sampling=sampling)
 
-    def _load_part(self, part: str) -> Any:
+    def _load_part(self, part: str, device: torch.device) -> Any:
         place = self.place
-        return load_part(
-            self.files, part, dtype=place.dtype, device=place.device, level=place.level
-        )
+        return load_part(self.files, part, dtype=place.dtype, device=device, level=place.level)
 
 
 class _InTurn:

@@ -21,7 +21,7 @@ from onereel.pipelines.sampling import SamplingWishes, make_config, step_unit
 from onereel.pipelines.stream import VideoRequest, count_chunks
 from onereel.pipelines.timeline import Timeline, parse_timeline
 from onereel.pipelines.wishes import RunWishes, check_wishes, flag, output_path
-from onereel.runtime.estimate import Estimate, Job, check_fits, estimate_job
+from onereel.runtime.estimate import Estimate, Job, Turns, check_fits, estimate_job
 from onereel.runtime.layout import read_sampling, vae_part
 from onereel.runtime.load import default_dtype
 from onereel.runtime.quantize import DYNAMIC, check_level
@@ -147,7 +147,8 @@ def prepare(wishes: RunWishes, output: str | None = None) -> RunPlan:
     for path, _ in wishes.loras:
         check_lora(path)
     plan = _plan(wishes, output, parts=parts, source=source, tokens=tokens, place=(device, dtype))
-    check_fits(plan.estimate(), in_turn=wishes.offload)
+    turns: Turns = "block" if wishes.low_memory else "move" if wishes.offload else "stay"
+    check_fits(plan.estimate(), turns=turns)
     return plan
 
 

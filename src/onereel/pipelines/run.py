@@ -34,14 +34,9 @@ from onereel.pipelines.stream import (
     stream_chunks,
 )
 from onereel.pipelines.watch import RunClock
-from onereel.runtime.load import (
-    Components,
-    load_components,
-    load_text,
-    no_foreign_bars,
-    text_device_of,
-)
-from onereel.runtime.verify import model_parts, vae_hash
+from onereel.runtime.block_groups import bring_by_block, has_own_memory
+from onereel.runtime.load import load_networks, load_text, no_foreign_bars, text_device_of
+from onereel.runtime.verify import Parts, hash_parts, model_parts, vae_hash
 from onereel.samplers.engine import FinishedChunk
 from onereel.samplers.plan import ChunkCall
 
@@ -136,52 +131,66 @@ def stream_run(
     pin_threads()
     keep_freed_memory(plan.device)
     listener.say(f"loading model {plan.source.name} on {plan.device}")
-    components = _load(plan)
-    if expected_hash not in (None, components.model_hash):
+    checkpoint = model_parts(plan.source)
+    model_hash = hash_parts(checkpoint)
+    if expected_hash not in (None, model_hash):
         raise CheckpointError(
             f"the weights of model '{plan.source.name}' have changed since the video was made",
-            expected=f"hash {str(expected_hash)[:12]}", got=components.model_hash[:12],
+            expected=f"hash {str(expected_hash)[:12]}", got=model_hash[:12],
             hint="bring the old weights back, or give --model to use others",
         )  # fmt: skip
-    record = make_record(plan, model_hash=components.model_hash)
+    listener.say("reading the prompt")
+    prompts = _encode_texts(plan, checkpoint)
+    parts = _load(plan, checkpoint)  # when the text encoder is gone
+    record = make_record(plan, model_hash=model_hash)
     if keeper is not None:
         keeper.begin(record, vae_hash=vae_hash(plan.source))
-    add_loras(Magi1LoraLoaderMixin, components.transformer, loras=plan.settings.loras)
-    listener.say("reading the prompt")
-    prompts = _encode_texts(plan, components)
-    parts = MagiParts(
-        transformer=components.transformer,
-        vae=components.vae,
-        device=plan.device,
-        special_tokens=plan.tokens,
-    )
-    del components  # the text encoder is not needed any longer
-    if plan.settings.offload:
-        _offload(parts)
     return (yield from _sample(plan, parts, prompts, listener=listener, record=record,
                                keeper=keeper))  # fmt: skip
 
 
-def _load(plan: RunPlan) -> Components:
-    """Load the components; with offloading, networks wait on the CPU."""
-    device = torch.device("cpu") if plan.settings.offload else plan.device
-    text_device = plan.device if plan.settings.offload else None
+def _load(plan: RunPlan, checkpoint: Parts) -> MagiParts:
+    """Load the networks; where they take turns, they wait on the CPU."""
+    device = torch.device("cpu") if _in_turn(plan) else plan.device
     with no_foreign_bars():
-        return load_components(
-            plan.source, device=device, dtype=plan.dtype, text_device=text_device,
-            level=plan.settings.quantize,
-        )  # fmt: skip
+        transformer, vae = load_networks(
+            checkpoint, dtype=plan.dtype, device=device, level=plan.settings.quantize
+        )
+    add_loras(Magi1LoraLoaderMixin, transformer, loras=plan.settings.loras)
+    parts = MagiParts(
+        transformer=transformer, vae=vae, device=plan.device, special_tokens=plan.tokens
+    )
+    if plan.settings.low_memory and has_own_memory(plan.device):
+        bring_by_block(parts.transformer, plan.device)
+        parts.vae.to(plan.device)
+    elif _in_turn(plan):
+        _offload(parts)
+    return parts
 
 
-def _encode_texts(plan: RunPlan, components: Components) -> Prompts:
-    limit = int(components.transformer.config.caption_max_length)
+def _in_turn(plan: RunPlan) -> bool:
+    return plan.settings.offload or plan.settings.low_memory
+
+
+def _encode_texts(plan: RunPlan, checkpoint: Parts) -> Prompts:
+    """Encode all prompts; the text encoder is let go at the end."""
+    loaded = _load_text(plan, checkpoint)
+    assert checkpoint.transformer is not None
+    limit = int(checkpoint.transformer.config["caption_max_length"])
 
     def encode(texts: list[str]) -> list[torch.Tensor]:
         # One by one: rounding must not depend on which other prompts there are.
-        text = (components.tokenizer, components.text_encoder)
-        return [_encode(prompt, *text, limit=limit) for prompt in texts]
+        return [_encode(prompt, *loaded, limit=limit) for prompt in texts]
 
     return encode_chunks(plan.texts, encode, negative=plan.settings.negative)
+
+
+def _load_text(plan: RunPlan, checkpoint: Parts) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    device = plan.device if _in_turn(plan) else text_device_of(plan.source, plan.device)
+    with no_foreign_bars():
+        return load_text(
+            plan.source, checkpoint, dtype=plan.dtype, device=device, level=plan.settings.quantize
+        )
 
 
 def _encode(
@@ -192,10 +201,7 @@ def _encode(
 
 def _encode_later(plan: RunPlan, parts: MagiParts, text: str) -> torch.Tensor:
     """Encode a prompt that comes while the video is made; the encoder is loaded for it."""
-    device = plan.device if plan.settings.offload else text_device_of(plan.source, plan.device)
-    with no_foreign_bars():
-        parts_on_disk, level = model_parts(plan.source), plan.settings.quantize
-        loaded = load_text(plan.source, parts_on_disk, dtype=plan.dtype, device=device, level=level)
+    loaded = _load_text(plan, model_parts(plan.source))
     return _encode(text, *loaded, limit=int(parts.transformer.config.caption_max_length))
 
 

@@ -65,7 +65,8 @@ class RunWishes:
             `self`, the model at one frame, or a folder that is searched for the prompt.
         clip: folder of the CLIP model that searches it.
         continuation: what a segment of Magic 1-For-1 begins with, `picture` or `latent`.
-        low_memory: load every network when its turn comes, and let it go before the next.
+        low_memory: as `offload`, and the blocks of the transformer take turns on a GPU; networks of
+            Magic 1-For-1 are loaded when their turn comes, and let go before the next.
         edits: changes made to a kept run: the generated chunk, counted from 0, from which on one
             holds, `prompt` or `seed`, and its value.
     """

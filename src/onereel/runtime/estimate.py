@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import T5Config
@@ -18,12 +18,14 @@ from transformers import T5Config
 from onereel.core.device import parse_dtype
 from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magi_vae.tiling import TileConfig
+from onereel.runtime.block_groups import BLOCKS_AT_ONCE, has_own_memory
 from onereel.runtime.cost import Step, TransformerCost, VaeCost, plan_steps
 from onereel.runtime.layout import sample_config
 from onereel.runtime.machine import available_bytes, measure_tflops, rough_seconds
 from onereel.runtime.shapes import (
     ModelShapes,
     Shaped,
+    block_bytes,
     largest_matrix,
     meta_vae,
     read_shapes,
@@ -57,6 +59,9 @@ class Job:
     text_tokens: int = 128
 
 
+Turns = Literal["stay", "move", "block"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     """What a video takes. Sizes are bytes, operations count a multiply-add as two.
@@ -78,6 +83,8 @@ class Estimate:
         text_bytes: intermediates of the text encoder.
         resident_bytes: peak on the device when all components stay there.
         in_turn_bytes: peak when each component is there only while it works.
+        by_block_bytes: peak when, beside that, the transformer's blocks take turns. Neither makes a
+            difference on a CPU, where networks have nowhere else to be.
         num_steps: steps of the whole video.
         num_calls: model calls.
         num_passes: guidance passes made; a batch of two counts as two.
@@ -108,6 +115,7 @@ class Estimate:
     text_bytes: int
     resident_bytes: int
     in_turn_bytes: int
+    by_block_bytes: int
     num_steps: int
     num_calls: int
     num_passes: int
@@ -129,7 +137,21 @@ class Estimate:
     @property
     def fits_in_turn(self) -> bool | None:
         """Whether components fit when moved in turn; None where the free memory is unknown."""
-        return None if self.available is None else self.in_turn_bytes <= self.available
+        return None if self.available is None else self.needed_bytes("move") <= self.available
+
+    def needed_bytes(self, turns: Turns) -> int:
+        """Say what must be free on the device.
+
+        Args:
+            turns: whether components stay there, move there one after the other, or the
+                transformer even block by block.
+
+        Returns:
+            Bytes.
+        """
+        if turns == "stay" or not has_own_memory(torch.device(self.device)):
+            return self.resident_bytes
+        return self.in_turn_bytes if turns == "move" else self.by_block_bytes
 
     @property
     def tflops(self) -> float:
@@ -244,6 +266,7 @@ def estimate_job(
         "vae_flops": sum(vae.flops(grid) for grid in grids) * (num_chunks - num_given),
         "text_bytes": _text_activation(shapes.text_encoder, job, 4 if on_cpu else dtype.itemsize),
     }
+    elsewhere, blocks = on_cpu and device.type != "cpu", _blocks(shapes, dtype, level)
     return Estimate(
         height=job.height,
         width=job.width,
@@ -254,7 +277,7 @@ def estimate_job(
         weights=weights,
         num_chunks=num_chunks,
         tokens_per_chunk=transformer.tokens,
-        **_peaks(weights, numbers, text_elsewhere=on_cpu and device.type != "cpu"),
+        **_peaks(weights, numbers, text_elsewhere=elsewhere, blocks=blocks),
         num_layers=transformer.layers,
         model_width=transformer.width,
         given_tflops=tflops,
@@ -268,17 +291,29 @@ def _available(device: torch.device) -> int | None:
     return available_bytes(device) if present else None
 
 
+def _blocks(shapes: ModelShapes, dtype: torch.dtype, level: str | None) -> tuple[int, int]:
+    """Count the bytes of all blocks, and of those that are there at once."""
+    one, layers = block_bytes(shapes, dtype=dtype, level=level), shapes.transformer["num_layers"]
+    return layers * one, min(BLOCKS_AT_ONCE, layers) * one
+
+
 def _peaks(
-    weights: Mapping[str, int], numbers: Mapping[str, int], *, text_elsewhere: bool
+    weights: Mapping[str, int],
+    numbers: Mapping[str, int],
+    *,
+    text_elsewhere: bool,
+    blocks: tuple[int, int],
 ) -> dict[str, int]:
-    """Add up what is on the device at once."""
+    """Add up what is on the device at once; the text encoder is gone when the others come."""
     kv, step, vae = numbers["kv_bytes"], numbers["step_bytes"], numbers["vae_bytes"]
     text = (0, 0) if text_elsewhere else (weights["text_encoder"], numbers["text_bytes"])
     networks = weights["transformer"] + weights["vae"]
     turns = (sum(text), weights["transformer"] + kv + step, weights["vae"] + kv + vae)
+    together = networks + kv + max(step, vae)
     return {
-        "resident_bytes": networks + text[0] + kv + max(step, vae, text[1]),
+        "resident_bytes": max(sum(text), together),
         "in_turn_bytes": max(turns),
+        "by_block_bytes": max(sum(text), together - blocks[0] + blocks[1]),  # the VAE stays
     }
 
 
@@ -392,22 +427,24 @@ def _tile_grids(
     return [(t, h, w) for t in sizes[0] for h in sizes[1] for w in sizes[2]]
 
 
-def check_fits(found: Estimate, *, in_turn: bool = False) -> None:
+def check_fits(found: Estimate, *, turns: Turns = "stay") -> None:
     """Refuse what would run out of memory, before anything is loaded.
 
     Args:
         found: the estimate.
-        in_turn: whether components are moved to the device one after the other.
+        turns: as in `Estimate.needed_bytes`.
 
     Raises:
         OutOfMemory: the device has too little memory; the hint says what would help.
     """
-    needed = found.in_turn_bytes if in_turn else found.resident_bytes
+    needed = found.needed_bytes(turns)
     if found.available is None or needed <= found.available:
         return
     ways = []
-    if not in_turn and found.fits_in_turn:
+    if turns == "stay" and found.fits_in_turn:
         ways.append("move components in turn (--offload)")
+    elif turns != "block" and found.needed_bytes("block") <= found.available:
+        ways.append("move the transformer block by block (--low-memory)")
     if found.dtype == "float32":
         ways.append("use bfloat16 (--dtype bf16)")
     if found.step_bytes + found.kv_bytes + found.vae_bytes > 0.1 * needed:

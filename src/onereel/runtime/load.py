@@ -102,14 +102,11 @@ def load_components(
     """
     device = torch.device(device)
     parts = model_parts(source)
-    assert parts.transformer is not None and parts.vae is not None
     dtype = dtype or default_dtype(source, parts)
     text_device = torch.device(text_device or text_device_of(source, device))
     tokenizer, text_encoder = load_text(source, parts, dtype=dtype, device=text_device, level=level)
     tokens = parts.special_tokens
-    transformer = load_part(parts.transformer, dtype=dtype, device=device, level=level)
-    vae = load_part(parts.vae, dtype=dtype, device=device)
-    assert isinstance(transformer, Magi1Transformer3DModel) and isinstance(vae, AutoencoderKLMagi1)
+    transformer, vae = load_networks(parts, dtype=dtype, device=device, level=level)
     return Components(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -119,6 +116,27 @@ def load_components(
         sampling=parts.sampling,
         model_hash=hash_parts(parts),
     )
+
+
+def load_networks(
+    parts: Parts, *, dtype: torch.dtype, device: torch.device, level: str | None = None
+) -> tuple[Magi1Transformer3DModel, AutoencoderKLMagi1]:
+    """Load what makes videos of encoded prompts.
+
+    Args:
+        parts: the checkpoint's headers.
+        dtype: of the weights, see `load_components`.
+        device: where they go.
+        level: of `quantize.py`, to which the transformer is rounded.
+
+    Returns:
+        The transformer and the VAE.
+    """
+    assert parts.transformer is not None and parts.vae is not None
+    transformer = load_part(parts.transformer, dtype=dtype, device=device, level=level)
+    vae = load_part(parts.vae, dtype=dtype, device=device)
+    assert isinstance(transformer, Magi1Transformer3DModel) and isinstance(vae, AutoencoderKLMagi1)
+    return transformer, vae
 
 
 def load_text(

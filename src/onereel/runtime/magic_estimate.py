@@ -11,6 +11,7 @@ import torch
 
 from onereel.core.device import parse_dtype
 from onereel.core.errors import OutOfMemory
+from onereel.runtime.block_groups import BLOCKS_AT_ONCE, has_own_memory
 from onereel.runtime.machine import available_bytes, rough_seconds
 from onereel.runtime.magic_rounded import ROUNDED_PARTS
 from onereel.runtime.magic_shapes import MagicShapes, NetworkSize, decoding_flops
@@ -44,6 +45,8 @@ class MagicEstimate:
         vae_bytes: intermediates of decoding a tile, its pixels included.
         resident_bytes: peak when all networks stay on the device.
         in_turn_bytes: peak when each is there only while it works.
+        by_block_bytes: peak when, beside that, the transformer's blocks take turns, which needs a
+            device with a memory of its own.
         available: free bytes on the device, or None where unknown.
     """
 
@@ -60,19 +63,23 @@ class MagicEstimate:
     vae_bytes: int
     resident_bytes: int
     in_turn_bytes: int
+    by_block_bytes: int
     available: int | None
 
     def needed_bytes(self, turns: str) -> int:
         """Say what must be free on the device.
 
         Args:
-            turns: `stay`, or how networks take turns; on a CPU `move` moves nothing away.
+            turns: `stay`, or how networks take turns; on a CPU `move` moves nothing away, and
+                `reload` leaves the transformer whole.
 
         Returns:
             Bytes.
         """
-        together = turns == "stay" or (turns == "move" and self.device == "cpu")
-        return self.resident_bytes if together else self.in_turn_bytes
+        apart = has_own_memory(torch.device(self.device))
+        if turns == "stay" or (turns == "move" and not apart):
+            return self.resident_bytes
+        return self.by_block_bytes if turns == "reload" and apart else self.in_turn_bytes
 
     def fits(self, turns: str) -> bool | None:
         """Say whether memory suffices.
@@ -125,6 +132,9 @@ def estimate_magic(
     step_bytes = max(tokens) * width * _WIDTHS_PER_TOKEN * dtype.itemsize
     vae_bytes = _vae_bytes(shapes.vae, size, dtype)
     texts = weights["text_encoder"] + weights["text_encoder_2"]
+    decoding = weights["vae"] + vae_bytes
+    whole = weights["transformer"] + step_bytes
+    by_block = int(weights["transformer"] * _share_by_block(config, shapes.sizes["transformer"]))
     return MagicEstimate(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -138,7 +148,8 @@ def estimate_magic(
         step_bytes=step_bytes,
         vae_bytes=vae_bytes,
         resident_bytes=sum(weights.values()) + max(step_bytes, vae_bytes),
-        in_turn_bytes=max(texts, weights["transformer"] + step_bytes, weights["vae"] + vae_bytes),
+        in_turn_bytes=max(texts, whole, decoding),
+        by_block_bytes=max(texts, by_block + step_bytes, decoding),
         available=available_bytes(device) if device.type in ("cpu", "cuda", "mps") else None,
     )
 
@@ -146,6 +157,17 @@ def estimate_magic(
 def _weight_bytes(size: NetworkSize, dtype: torch.dtype, level: str | None) -> int:
     each = dtype.itemsize if level is None else _ROUNDED[level]
     return int(size.matrices * each + size.rest * dtype.itemsize) + size.rounded_bytes
+
+
+def _share_by_block(config: Mapping[str, Any], size: NetworkSize) -> float:
+    """Give the share of the transformer that is there when blocks take turns: the rest, and two."""
+    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+    mlp = float(config["mlp_ratio"])
+    # Two streams with matrices of their own and six modulations each; then one with three.
+    double, single = (2 * (4 + 2 * mlp + 6) * width**2, (4 + 2 * mlp + 3) * width**2)
+    blocks = int(config["num_layers"]) * double + int(config["num_single_layers"]) * single
+    total = max(blocks, size.matrices + size.rest)
+    return min(1.0, (total - blocks + BLOCKS_AT_ONCE * double) / total)
 
 
 def _call_flops(config: Mapping[str, Any], width: int, tokens: int) -> int:

@@ -87,22 +87,12 @@ def weight_bytes(
         Bytes per component.
     """
 
-    def loaded(model: nn.Module, level: str | None) -> int:
-        if level is not None:
-            quantize(model, _STORED_AS.get(level, level))
-        return stored_bytes(
-            model,
-            dtype_of=lambda name, tensor: target_dtype(
-                type(model), name, tensor=tensor, dtype=dtype
-            ),
-        )
-
     def transformer(layers: int) -> int:
-        values = {**shapes.transformer, "num_layers": layers}
-        return loaded(_meta(Magi1Transformer3DModel, values), level or shapes.quantization)
+        return _transformer_bytes(shapes, layers, dtype, level)
 
     def vae(layers: int) -> int:
-        return loaded(_meta(AutoencoderKLMagi1, {**shapes.vae, "num_layers": layers}), None)
+        model = _meta(AutoencoderKLMagi1, {**shapes.vae, "num_layers": layers})
+        return _loaded_bytes(model, dtype, None)
 
     def text_encoder(layers: int) -> int:
         config = T5Config(**{**shapes.text_encoder.to_dict(), "num_layers": layers})
@@ -120,6 +110,20 @@ def weight_bytes(
     }
 
 
+def block_bytes(shapes: ModelShapes, *, dtype: torch.dtype, level: str | None = None) -> int:
+    """Count the bytes of one block of the transformer as it is loaded.
+
+    Args:
+        shapes: the configs.
+        dtype: of the weights.
+        level: as in `weight_bytes`.
+
+    Returns:
+        Bytes; the first and the last block can be larger.
+    """
+    return _transformer_bytes(shapes, 4, dtype, level) - _transformer_bytes(shapes, 3, dtype, level)
+
+
 def largest_matrix(shapes: ModelShapes) -> int:
     """Count the numbers of the transformer's largest matrix, which is restored to be used.
 
@@ -131,6 +135,22 @@ def largest_matrix(shapes: ModelShapes) -> int:
     """
     model = _meta(Magi1Transformer3DModel, {**shapes.transformer, "num_layers": 3})
     return max(tensor.numel() for tensor in model.state_dict().values() if tensor.ndim == 2)
+
+
+def _transformer_bytes(
+    shapes: ModelShapes, layers: int, dtype: torch.dtype, level: str | None
+) -> int:
+    model = _meta(Magi1Transformer3DModel, {**shapes.transformer, "num_layers": layers})
+    return _loaded_bytes(model, dtype, level or shapes.quantization)
+
+
+def _loaded_bytes(model: nn.Module, dtype: torch.dtype, level: str | None) -> int:
+    if level is not None:
+        quantize(model, _STORED_AS.get(level, level))
+    return stored_bytes(
+        model,
+        dtype_of=lambda name, tensor: target_dtype(type(model), name, tensor=tensor, dtype=dtype),
+    )
 
 
 def _extrapolated(count: Callable[[int], int], layers: int) -> int:

@@ -110,7 +110,7 @@ def generate(
         bool | None, typer.Option("--offload/--no-offload", help="Keep idle networks off the GPU.")
     ] = None,
     low_memory: Annotated[
-        bool | None, typer.Option("--low-memory", help="Load every network in its turn only.")
+        bool | None, typer.Option("--low-memory", help="Networks, and blocks on a GPU, in turn.")
     ] = None,
     quantize: Annotated[
         str | None,

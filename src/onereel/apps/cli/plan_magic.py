@@ -101,6 +101,7 @@ def describe(found: MagicEstimate, *, video: MagicVideo, seconds: float) -> list
         ("decoding a tile", size_text(found.vae_bytes)),
         ("all at once", f"{size_text(found.resident_bytes)}{verdict(fits[0])}"),
         ("in turn", f"{size_text(found.in_turn_bytes)}{verdict(fits[1])} (--low-memory)"),
+        ("block by block", f"{size_text(found.by_block_bytes)} (--low-memory on a GPU)"),
         ("calls", f"{found.num_calls}"),
         ("work", f"{found.flops / 1e12:,.4g} TFLOP, the VAE left out"),
         ("time", f"about {time_text(seconds)}"),
