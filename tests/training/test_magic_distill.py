@@ -17,7 +17,8 @@ from onereel.models.magic_dit.model import predict_velocity
 from onereel.models.magic_dit.presets import MAGIC_DIT_PRESETS, config_from_official
 from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.samplers.flow_match import guided, sample_euler, sigma_grid
-from onereel.training.dmd_method import _Draws, go_on_with
+from onereel.training.dmd_method import _Draws
+from onereel.training.ema import go_on_with
 from onereel.training.engine import Trainer, TrainerConfig
 from onereel.training.latent_cache import CacheConfig, LatentCache, write_shard
 from onereel.training.magic import MagicMethod, ToyboxMagicRecipe, prior_of
@@ -197,7 +198,10 @@ def test_a_student_is_gone_on_with(
     for name, value in method.student.state_dict().items():
         torch.testing.assert_close(later.student.state_dict()[name], value, rtol=1e-2, atol=1e-3)
     with pytest.raises(ConfigError, match="a student of the same teacher"):
-        go_on_with(later.student, nn.Linear(2, 2), folder="other")
+        go_on_with(later.student, lambda folder: nn.Linear(2, 2), folders="other")
+    last, first = nn.Linear(2, 2), {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}
+    go_on_with(last, first.__getitem__, folders="a, b")
+    torch.testing.assert_close(last.weight, (first["a"].weight + first["b"].weight) / 2)
 
 
 @torch.no_grad()

@@ -74,7 +74,8 @@ class DmdRecipe:
             is not held to the teacher's mistakes.
         matching_weight: of the distributions' loss; with 0 there is nothing but following, in every
             step, and the critic rests.
-        init: checkpoint of a student to go on with; empty for one that starts as the teacher.
+        init: checkpoint of a student to go on with, or several, separated by commas, of which it
+            is the mean; empty for one that starts as the teacher.
         student_sampler: `euler`, as pipelines sample, or `renoise`, as DMD2 does.
         ratio: steps of the critic per step of the student.
         critic_warmup: steps of the critic alone, at the start.
@@ -184,24 +185,6 @@ class Question:
     critic: Judge
     finer: Velocity | None = None
     counted: Tensor | None = None
-
-
-def go_on_with(student: nn.Module, begun: nn.Module, *, folder: str) -> None:
-    """Give a student the weights of one that has begun.
-
-    Args:
-        student: changed in place.
-        begun: the other one.
-        folder: where that comes from, for the message.
-
-    Raises:
-        ConfigError: it has another shape than the teacher.
-    """
-    have, want = begun.state_dict(), student.state_dict()
-    if {k: v.shape for k, v in have.items()} != {k: v.shape for k, v in want.items()}:
-        got = f"{sum(v.numel() for v in have.values()):,} numbers in other tensors"
-        raise ConfigError(f"{folder}: init", expected="a student of the same teacher", got=got)
-    student.load_state_dict(have)
 
 
 class DmdMethod(Method):

@@ -1,14 +1,15 @@
-"""Averaged weights with warm-up."""
+"""Averaged weights: along a run, with warm-up, and of several runs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onereel.core.errors import ConfigError
 from onereel.training.distributed import local
 
 
@@ -91,3 +92,28 @@ class Ema:
     def _write(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             parameters[name].copy_(value)
+
+
+def go_on_with(student: nn.Module, load: Callable[[str], nn.Module], *, folders: str) -> None:
+    """Give a student the weights of one that has begun, or the mean of several.
+
+    Args:
+        student: changed in place.
+        load: reads the student of a folder.
+        folders: where they are, separated by commas.
+
+    Raises:
+        ConfigError: one has another shape than the teacher.
+
+    Source: the mean of fine-tuned weights, Model soups (arXiv 2203.05482).
+    """
+    mean = {name: torch.zeros_like(value) for name, value in student.state_dict().items()}
+    places = [folder.strip() for folder in folders.split(",")]
+    for folder in places:
+        have = load(folder).state_dict()
+        if {k: v.shape for k, v in have.items()} != {k: v.shape for k, v in mean.items()}:
+            got = f"{sum(v.numel() for v in have.values()):,} numbers in other tensors"
+            raise ConfigError(f"{folder}: init", expected="a student of the same teacher", got=got)
+        for name, value in have.items():
+            mean[name] += value.to(mean[name]) / len(places)
+    student.load_state_dict(mean)

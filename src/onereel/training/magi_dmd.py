@@ -35,7 +35,8 @@ from onereel.training.captions import CaptionEncoder
 from onereel.training.data import BatchStream
 from onereel.training.dmd import per_item, sample_exits
 from onereel.training.dmd_critic import Critic
-from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question, go_on_with
+from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
+from onereel.training.ema import go_on_with
 from onereel.training.engine import Method, Stream, step_generator
 from onereel.training.flow import FlowBatch, FlowShares, corrupt
 from onereel.training.latent_cache import LatentCache, open_caches
@@ -113,7 +114,7 @@ class MagiDmdMethod(DmdMethod):
         self.captions = CaptionEncoder(self.pipeline.tokenizer, text_encoder)
         student, network = distilled_copy(self.teacher), copy.deepcopy(self.teacher)
         if recipe.init:
-            go_on_with(student, _student_of(recipe.init), folder=recipe.init)
+            go_on_with(student, _student_of, folders=recipe.init)
         self.teacher.requires_grad_(False)
         base = MagiBatches(pieces_recipe(recipe, self.config), cache)
         self.batches = NumberedBatches(base)

@@ -27,7 +27,8 @@ from onereel.samplers.flow_match import sigma_grid
 from onereel.training.data import BatchStream
 from onereel.training.dmd import guided_velocity
 from onereel.training.dmd_critic import Critic
-from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question, go_on_with
+from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
+from onereel.training.ema import go_on_with
 from onereel.training.engine import Method, Stream
 from onereel.training.latent_cache import LatentCache, open_caches
 from onereel.training.magic import (
@@ -199,8 +200,11 @@ class MagicDmdMethod(DmdMethod):
         )
         student = copy.deepcopy(self.teacher)
         if recipe.init:
-            begun = Magic141Pipeline.from_pretrained(recipe.init)
-            go_on_with(student, begun.transformer, folder=recipe.init)
+            go_on_with(
+                student,
+                lambda folder: Magic141Pipeline.from_pretrained(folder).transformer,
+                folders=recipe.init,
+            )
         critic = _critic(copy.deepcopy(self.teacher), recipe)
         self.teacher.requires_grad_(False)
         self.batches = DistillBatches(recipe, cache)
