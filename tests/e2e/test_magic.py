@@ -15,6 +15,8 @@ from PIL import Image
 
 from onereel.apps.cli.main import main
 from onereel.media import read_metadata
+from onereel.runtime.convert import convert
+from onereel.runtime.source import resolve_model
 
 PROMPT = "a red disc"
 
@@ -211,6 +213,22 @@ def test_magi_refuses_what_is_not_its_own(generate: Any) -> None:
         assert code == 2 and f"{flags[0]} of a MAGI-1 checkpoint" in err
     assert "of a MAGI-1 checkpoint" in generate(PROMPT, "--keep-image", "a.png")[2]
     assert "--interactive of a MAGI-1 checkpoint" in generate("--interactive")[2]
+
+
+@pytest.mark.parametrize("level", [None, "int8"])
+def test_a_transformer_of_the_other_family_is_refused(
+    magic: Any, tiny_magic: Path, tiny_checkpoint: Path, tmp_path: Path, level: str | None
+) -> None:
+    copy = shutil.copytree(tiny_magic, tmp_path / "copy")
+    shutil.rmtree(copy / "transformer")
+    other = tiny_checkpoint
+    if level is not None:
+        other = tmp_path / "rounded"
+        convert(resolve_model(tiny_checkpoint), other, level=level)
+    shutil.copytree(other / "transformer", copy / "transformer")
+    code, _, err = magic(PROMPT, "--model", copy, "-o", "a.mp4")
+    assert code == 3 and "_class_name: expected HunyuanVideoTransformer3DModel" in err
+    assert "hint: the parts belong to different checkpoints" in err
 
 
 def test_damaged_checkpoints_are_found_before_loading(

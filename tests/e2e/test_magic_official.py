@@ -65,6 +65,7 @@ def test_a_config_makes_its_videos(config: Path, capsys: pytest.CaptureFixture[s
     assert out.splitlines() == ["made/in_repeat-0.mp4", "made/in-2_repeat-0.mp4"]
     assert err.count("not needed here: is_inference, exp_name") == 1
     assert err.count("unknown key 'inference.colour'") == 1
+    assert err.count("resume_ckpt: /nobody/dmd_4_step_i2v.pth is not there; ") == 1
     lengths = [len(decode(Path(name))) for name in out.splitlines()]
     assert lengths == [5, 9]
     record = read_metadata("made/in_repeat-0.mp4")
@@ -125,6 +126,8 @@ def test_nothing_is_run(config: Path, tiny_magic: Path) -> None:
     change(config, "/nobody/dmd_4_step_i2v.pth", str(trap))
     places = f"{tiny_magic}/vae\n  text_encoder_vlm_path: {tiny_magic}/text_encoder"
     change(config, "/nobody/vae", f"{places}\n  text_encoder2_path: {tiny_magic}/text_encoder_2")
+    assert main(["magic141", "-c", str(config)]) in (2, 3)
+    change(config, "/nobody/base", str(tiny_magic))  # which has a transformer of its own
     assert main(["magic141", "-c", str(config)]) in (2, 3)
     config.write_text("seed: !!python/object/apply:pathlib.Path.touch [trapped]\n")
     assert main(["magic141", "-c", str(config)]) == 2

@@ -30,6 +30,17 @@ _USED: Final = frozenset(
         *("inference.quantization", "inference.quantization_level", "inference.low_memory"),
     }
 )
+_PART_KEYS: Final = {
+    "transformer": "resume_ckpt",
+    "vae": "model.vae_model_path",
+    "text_encoder": "model.text_encoder_vlm_path",
+    "text_encoder_2": "model.text_encoder2_path",
+}
+# What reads texts and pictures for an encoder lies beside its weights.
+_BESIDE: Final = {
+    "text_encoder": ("tokenizer", "image_processor"),
+    "text_encoder_2": ("tokenizer_2",),
+}
 # Keys of the official code that mean nothing here: its classes, its training, what it ignores.
 _DEVELOPERS: Final = frozenset(
     {
@@ -143,7 +154,7 @@ def read_official_yaml(path: str | Path) -> OfficialYaml:
     ):
         if flat.get(key) is not None:
             sampling[name] = _typed(flat[key], kind, f"{path}: {key}")
-    files, model = _files(flat, path)
+    files, model, missing = _files(flat, path)
     dtype = flat.get("model.dtype")
     return OfficialYaml(
         files=dataclasses.replace(files, sampling={**files.sampling, **sampling}),
@@ -158,7 +169,7 @@ def read_official_yaml(path: str | Path) -> OfficialYaml:
             for name in ("quantization", "quantization_level", "low_memory")
             if flat.get(f"inference.{name}") is not None
         },
-        notes=tuple(notes),
+        notes=(*notes, *missing),
     )
 
 
@@ -241,8 +252,8 @@ def _find(text: str, config: Path) -> Path | None:
     return next((place / wanted for place in places if (place / wanted).exists()), None)
 
 
-def _files(flat: Mapping[str, Any], path: Path) -> tuple[MagicFiles, str]:
-    """Find the model: one folder of ours, or a file or folder per part."""
+def _files(flat: Mapping[str, Any], path: Path) -> tuple[MagicFiles, str, list[str]]:
+    """Find the model: one folder of ours, a file or folder per part, or both; and what lacks."""
     base = str(flat.get("model.base_model_path") or "")
     found = _find(base, path) if base else None
     if base and (found is None or (found / MODEL_INDEX).is_file()):
@@ -251,15 +262,10 @@ def _files(flat: Mapping[str, Any], path: Path) -> tuple[MagicFiles, str]:
         except (ConfigError, CheckpointError):
             source = None
         if source is not None and source.family == MAGIC141:
-            return magic_files(source), str(found or base)
-    keys = {
-        "transformer": "resume_ckpt",
-        "vae": "model.vae_model_path",
-        "text_encoder": "model.text_encoder_vlm_path",
-        "text_encoder_2": "model.text_encoder2_path",
-    }
+            files, missing = _with_parts(magic_files(source), flat, path)
+            return files, str(found or base), missing
     places: dict[str, Path] = {}
-    for part, key in keys.items():
+    for part, key in _PART_KEYS.items():
         place = _find(str(flat[key]), path) if flat.get(key) else None
         place = found if place is None and part == "transformer" else place
         if place is None:
@@ -269,7 +275,20 @@ def _files(flat: Mapping[str, Any], path: Path) -> tuple[MagicFiles, str]:
                 "onereel saved; it holds all parts",
             )  # fmt: skip
         places[part] = place
-    places |= {part: places["text_encoder"] for part in ("tokenizer", "image_processor")}
-    places["tokenizer_2"] = places["text_encoder_2"]
+    places |= {name: places[part] for part, names in _BESIDE.items() for name in names}
     files = MagicFiles(name=path.stem, places=places, makes_pictures=False)
-    return files, str(places["transformer"])
+    return files, str(places["transformer"]), []
+
+
+def _with_parts(
+    files: MagicFiles, flat: Mapping[str, Any], path: Path
+) -> tuple[MagicFiles, list[str]]:
+    """Take the parts that a config names rather than the base's; say which are not there."""
+    places, missing = dict(files.places), []
+    for part, key in _PART_KEYS.items():
+        place = _find(str(flat[key]), path) if flat.get(key) else None
+        if place is not None:
+            places |= dict.fromkeys((part, *_BESIDE.get(part, ())), place)
+        elif flat.get(key):
+            missing.append(f"{path}: {key}: {flat[key]} is not there; {files.name} has its own")
+    return dataclasses.replace(files, places=places), missing

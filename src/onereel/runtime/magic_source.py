@@ -163,6 +163,7 @@ def check_parts(files: MagicFiles) -> None:
         found, level = files.tensors(part), files.level(part)
         if found is None or config is None:
             continue
+        _check_class(part, config, where=str(found.path))
         if level is not None:
             model = empty_network(part, config, level=level)
         elif part in _DIFFUSERS and "_class_name" in config:
@@ -172,6 +173,18 @@ def check_parts(files: MagicFiles) -> None:
             continue
         account(found.meta(), model.state_dict(), where=str(found.path))
     _check_widths(configs)
+
+
+def _check_class(part: str, config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a transformer or a VAE of another family, which takes other arguments."""
+    if part not in _DIFFUSERS:
+        return
+    wanted = _DIFFUSERS[part].__name__
+    if config.get("_class_name", wanted) != wanted:
+        raise CheckpointError(
+            f"{where}: _class_name", expected=wanted, got=config["_class_name"],
+            hint="the parts belong to different checkpoints",
+        )  # fmt: skip
 
 
 def _check_widths(configs: Mapping[str, dict[str, Any] | None]) -> None:
