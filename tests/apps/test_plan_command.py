@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from onereel.apps.cli.main import main
 from onereel.apps.cli.plan import frames_of, parse_size, size_text, time_text
+from onereel.apps.cli.plan_magic import describe as describe_magic
 from onereel.core.errors import ConfigError
 from onereel.runtime import estimate as estimate_module
+from onereel.runtime.magic_estimate import estimate_magic
 from onereel.runtime.magic_shapes import released_shapes
 
 Captured = pytest.CaptureFixture[str]
@@ -103,6 +109,27 @@ def test_a_table_of_a_magic_checkpoint(capsys: Captured) -> None:
     assert main([*arguments, "--seconds", "60", "--dtype", "fp32"]) == 0
     out = capsys.readouterr().out
     assert "64x64, 1440 frames, 17 segments" in out and "in turn" in out and "about " in out
+
+
+def test_what_helps_on_a_gpu_and_on_a_cpu() -> None:
+    place = (torch.device("cpu"), torch.bfloat16, None)
+    found = estimate_magic(
+        released_shapes(), size=(544, 960), segments=[21], calls_per_segment=4, place=place
+    )
+    assert found.by_block_bytes < found.in_turn_bytes < found.resident_bytes
+    between = (found.by_block_bytes + found.in_turn_bytes) // 2
+    video: Any = SimpleNamespace(
+        width=960, height=544, num_frames=81, config=SimpleNamespace(segments=lambda: [21])
+    )
+
+    def rows(device: str) -> str:
+        seen = dataclasses.replace(found, device=device, available=between)
+        return "\n".join(describe_magic(seen, video=video, seconds=1.0))
+
+    assert "does not fit (--offload)" in rows("cuda")
+    assert ", fits (--low-memory on a GPU)" in rows("cuda")
+    assert "does not fit (--low-memory)" in rows("cpu")
+    assert "GB (--low-memory on a GPU)" in rows("cpu")
 
 
 def test_what_a_magic_checkpoint_does_not_have(capsys: Captured) -> None:

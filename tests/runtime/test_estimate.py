@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from onereel.apps.cli.plan import describe
 from onereel.core.errors import ConfigError, OutOfMemory
 from onereel.models.magi_dit.model import Magi1Transformer3DModel
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
@@ -306,7 +307,12 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         check_fits(of(between, device="cpu"), turns="block")  # which moves nothing there
     assert found.by_block_bytes < found.in_turn_bytes - found.weights["transformer"] / 2
     fewer = (found.by_block_bytes + found.in_turn_bytes) / 2 / GB
-    check_fits(of(fewer), turns="block")
+    tight = of(fewer)
+    assert (tight.fits, tight.fits_with("move"), tight.fits_with("block")) == (False, False, True)
+    assert of(fewer, device="cpu").fits_with("block") is None
+    rows = "\n".join(describe(tight))
+    assert "does not fit (--offload on a GPU)" in rows and ", fits (--low-memory on a GPU)" in rows
+    check_fits(tight, turns="block")
     with pytest.raises(OutOfMemory, match=r"hint: move the transformer block by block \(--low-"):
         check_fits(of(fewer), turns="move")
     with pytest.raises(OutOfMemory, match="bfloat16.*--size 896x496.*--quantize int8"):

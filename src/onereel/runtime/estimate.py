@@ -134,10 +134,19 @@ class Estimate:
         """Whether all components fit at once; None where the free memory is unknown."""
         return None if self.available is None else self.resident_bytes <= self.available
 
-    @property
-    def fits_in_turn(self) -> bool | None:
-        """Whether components fit when moved in turn; None where the free memory is unknown."""
-        return None if self.available is None else self.needed_bytes("move") <= self.available
+    def fits_with(self, turns: Turns) -> bool | None:
+        """Say whether memory suffices where networks take turns.
+
+        Args:
+            turns: as in `needed_bytes`.
+
+        Returns:
+            None where the free memory is unknown, and where they have nowhere else to be.
+        """
+        apart = has_own_memory(torch.device(self.device))
+        if self.available is None or not apart:
+            return None
+        return self.needed_bytes(turns) <= self.available
 
     def needed_bytes(self, turns: Turns) -> int:
         """Say what must be free on the device.
@@ -186,7 +195,8 @@ class Estimate:
             "seconds": self.seconds,
             "flops_per_step": self.flops_per_step,
             "fits": self.fits,
-            "fits_in_turn": self.fits_in_turn,
+            "fits_in_turn": self.fits_with("move"),
+            "fits_by_block": self.fits_with("block"),
         }
 
 
@@ -441,9 +451,9 @@ def check_fits(found: Estimate, *, turns: Turns = "stay") -> None:
     if found.available is None or needed <= found.available:
         return
     ways = []
-    if turns == "stay" and found.fits_in_turn:
+    if turns == "stay" and found.fits_with("move"):
         ways.append("move components in turn (--offload)")
-    elif turns != "block" and found.needed_bytes("block") <= found.available:
+    elif turns != "block" and found.fits_with("block"):
         ways.append("move the transformer block by block (--low-memory)")
     if found.dtype == "float32":
         ways.append("use bfloat16 (--dtype bf16)")

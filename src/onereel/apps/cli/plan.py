@@ -166,8 +166,10 @@ def describe(found: Estimate) -> list[str]:
         ("largest step", size_text(found.step_bytes)),
         ("decoding a chunk", f"{size_text(found.vae_bytes)} ({found.num_tiles} tiles)"),
         ("all at once", f"{size_text(found.resident_bytes)}{verdict(found.fits)}"),
-        ("moved in turn", f"{size_text(found.in_turn_bytes)} (--offload on a GPU)"),
-        ("block by block", f"{size_text(found.by_block_bytes)} (--low-memory on a GPU)"),
+        ("moved in turn", f"{size_text(found.in_turn_bytes)}{verdict(found.fits_with('move'))} "
+                          "(--offload on a GPU)"),
+        ("block by block", f"{size_text(found.by_block_bytes)}{verdict(found.fits_with('block'))} "
+                           "(--low-memory on a GPU)"),
         ("steps", f"{found.num_steps}"),
         ("guidance passes", f"{found.num_passes} ({found.num_plain_passes} without skipping), "
                             f"in {found.num_calls} model calls"),

@@ -89,7 +89,10 @@ def describe(found: MagicEstimate, *, video: MagicVideo, seconds: float) -> list
     """
     from onereel.apps.cli.plan import size_text, time_text, verdict
 
-    fits = [found.fits(turns) for turns in ("stay", "reload")]
+    # On a CPU networks are loaded in turn; on a GPU they move, and --low-memory goes by blocks.
+    on_cpu = found.device == "cpu"
+    in_turn = verdict(found.fits("reload" if on_cpu else "move"))
+    by_block = "" if on_cpu else verdict(found.fits("reload"))
     rows = [
         ("video", f"{video.width}x{video.height}, {video.num_frames} frames, "
                   f"{len(video.config.segments())} segments of up to {found.tokens} tokens"),
@@ -99,9 +102,13 @@ def describe(found: MagicEstimate, *, video: MagicVideo, seconds: float) -> list
     rows += [
         ("a call", size_text(found.step_bytes)),
         ("decoding a tile", size_text(found.vae_bytes)),
-        ("all at once", f"{size_text(found.resident_bytes)}{verdict(fits[0])}"),
-        ("in turn", f"{size_text(found.in_turn_bytes)}{verdict(fits[1])} (--low-memory)"),
-        ("block by block", f"{size_text(found.by_block_bytes)} (--low-memory on a GPU)"),
+        ("all at once", f"{size_text(found.resident_bytes)}{verdict(found.fits('stay'))}"),
+        (
+            "in turn",
+            f"{size_text(found.in_turn_bytes)}{in_turn} "
+            f"({'--low-memory' if on_cpu else '--offload'})",
+        ),
+        ("block by block", f"{size_text(found.by_block_bytes)}{by_block} (--low-memory on a GPU)"),
         ("calls", f"{found.num_calls}"),
         ("work", f"{found.flops / 1e12:,.4g} TFLOP, the VAE left out"),
         ("time", f"about {time_text(seconds)}"),
