@@ -11,6 +11,7 @@ from onereel.world import (
     DIRECTIONS,
     all_words,
     caption,
+    object_words,
     sample_captions,
     sample_clip,
     sample_spec,
@@ -102,6 +103,34 @@ def test_captions_say_what_the_spec_says(paraphrase: bool) -> None:
             assert spec.objects[0].size in said
         assert "  " not in text
         assert text == text.strip().lower()
+
+
+def test_objects_are_found_in_captions() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(400):
+        spec = sample_spec(rng)
+        text = caption(spec, rng)
+        for thing, (colour, shape) in zip(spec.objects, object_words(text, spec), strict=True):
+            said = text[colour:].split()[0]
+            assert said == thing.colour or (thing.colour, said) == ("purple", "violet")
+            assert text[shape:].split()[0].rstrip(",") in SYNONYMS[thing.shape]
+            assert colour < shape
+
+
+def test_several_objects_as_often_as_asked() -> None:
+    counts = [
+        len(
+            sample_clip(seed, num_frames=1, height=32, width=32, several_share=0.8).specs[0].objects
+        )
+        for seed in range(100)
+    ]
+    assert 65 <= sum(count > 1 for count in counts) <= 92
+    assert 2 in counts
+    assert 3 in counts
+    assert all(
+        len(sample_clip(seed, num_frames=1, several_share=0.0).specs[0].objects) == 1
+        for seed in range(20)
+    )
 
 
 def test_canonical_captions_differ_only_by_what_they_describe() -> None:

@@ -39,6 +39,7 @@ class ToyboxClips(Dataset[Clip]):
         width: canvas width in pixels.
         held_out: draw the combinations that are held out from training.
         timeline_share: share of clips whose prompt changes on the way, in [0, 1].
+        several_share: share of clips with several objects, in [0, 1]; None for the world's own.
         motions: the motions to choose from; None means all.
     """
 
@@ -51,6 +52,7 @@ class ToyboxClips(Dataset[Clip]):
         width: int = 64,
         held_out: bool = False,
         timeline_share: float = 0.0,
+        several_share: float | None = None,
         motions: Sequence[str] | None = None,
     ) -> None:
         self.seed = seed
@@ -61,6 +63,7 @@ class ToyboxClips(Dataset[Clip]):
             width=width,
             held_out=held_out,
             timeline_share=timeline_share,
+            several_share=several_share,
             motions=motions,
         )
 

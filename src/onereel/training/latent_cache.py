@@ -55,6 +55,7 @@ class CacheConfig:
         min_chunks: fewest chunks of a clip.
         max_chunks: most chunks of a clip.
         timeline_share: share of clips whose prompt changes on the way.
+        several_share: share of clips with two or three objects; None for the world's own.
         images_only: store one frame of every clip's first chunk, encoded as an image, and no video.
         shard_size: clips per shard.
     """
@@ -66,6 +67,7 @@ class CacheConfig:
     min_chunks: int = 4
     max_chunks: int = 10
     timeline_share: float = 0.25
+    several_share: float | None = None
     images_only: bool = False
     shard_size: int = 64
 
@@ -181,6 +183,7 @@ def _clips(config: CacheConfig, index: int) -> ToyboxClips:
         height=config.height,
         width=config.width,
         timeline_share=config.timeline_share,
+        several_share=config.several_share,
     )
 
 
@@ -373,7 +376,7 @@ class LatentCache:
         """Read clip `item`."""
         entry = self.entries[item]
         index = entry["index"]
-        file = self._file(index // self.config.shard_size)
+        file, names = self._file(index // self.config.shard_size)
         return CachedClip(
             latent=file.get_tensor(f"{index}.latent"),
             images=file.get_tensor(f"{index}.images"),
@@ -381,18 +384,19 @@ class LatentCache:
             image_maps=file.get_tensor(f"{index}.image_maps"),
             captions=tuple(entry["captions"]),
             seed=entry["seed"],
-            first=file.get_tensor(f"{index}.first") if f"{index}.first" in file.keys() else None,
+            first=file.get_tensor(f"{index}.first") if f"{index}.first" in names else None,
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files out, so that workers open their own."""
         return self.__dict__ | {"_open": {}}
 
-    def _file(self, shard: int) -> Any:
+    def _file(self, shard: int) -> tuple[Any, frozenset[str]]:
         # Keyed by process: a forked worker must not share the parent's handle.
         key = (os.getpid(), shard)
         if key not in self._open:
-            self._open[key] = safe_open(_weights_file(self.folder, shard), "pt")
+            file = safe_open(_weights_file(self.folder, shard), "pt")
+            self._open[key] = file, frozenset(file.keys())  # a list of all, made anew by each call
         return self._open[key]
 
 

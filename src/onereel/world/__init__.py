@@ -9,6 +9,7 @@ from onereel.world.captions import (
     caption,
     change_caption,
     noun_phrase,
+    object_words,
     sample_captions,
 )
 from onereel.world.clips import Clip, sample_clip
@@ -71,6 +72,7 @@ __all__ = [
     "coverage",
     "fixed_prompts",
     "noun_phrase",
+    "object_words",
     "outline",
     "reach",
     "render",

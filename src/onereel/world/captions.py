@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -236,6 +237,26 @@ def caption(spec: SceneSpec, rng: Rng = None) -> str:
     if _chance(0.25, rng):
         text = f"{text} {background_phrase(spec.background)}"
     return text
+
+
+def object_words(text: str, spec: SceneSpec) -> list[tuple[int, int]]:
+    """Find where a caption names its objects.
+
+    Args:
+        text: a caption of the scene.
+        spec: the scene.
+
+    Returns:
+        For every object where the word of its colour, and where that of its shape begins.
+    """
+    places = []
+    for thing in spec.objects:
+        colours = "|".join(_COLOUR_WORDS.get(thing.colour, (thing.colour,)))
+        shapes = "|".join(_SHAPE_WORDS[thing.shape])
+        found = re.search(rf"\b(?:{colours})\b.*?\b({shapes})\b", text)
+        assert found is not None  # a caption names all of its objects
+        places.append((found.start(), found.start(1)))
+    return places
 
 
 def change_caption(before: SceneSpec, after: SceneSpec, *, rng: Rng = None) -> str:

@@ -114,6 +114,10 @@ def cache(
     timeline_share: Annotated[
         float, typer.Option(min=0, max=1, help="share of clips whose prompt changes")
     ] = 0.25,
+    several_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="share of clips with several objects [world's own: 0.4]"),
+    ] = None,
     images_only: Annotated[
         bool, typer.Option("--images-only", help="one frame per clip, as an image")
     ] = False,
