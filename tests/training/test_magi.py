@@ -21,7 +21,7 @@ from onereel.models.text.special_tokens import NULL_VISIBLE
 from onereel.pipelines.magi1 import Magi1Pipeline
 from onereel.training.data import BatchStream
 from onereel.training.engine import Trainer
-from onereel.training.latent_cache import LatentCache
+from onereel.training.latent_cache import LatentCache, build_cache, write_shard
 from onereel.training.magi import (
     TOYBOX_SAMPLING,
     WIDTH,
@@ -140,6 +140,26 @@ def test_pieces_are_cut_at_chunks_and_starts_begin_where_the_clip_does(
             assert any(torch.equal(given, clip.images[:, s : s + 1].float()) for s in starts)
             latest = max(latest, *starts) if layout.num_clean else latest
     assert latest > 0
+
+
+def test_starts_can_have_clips_of_their_own(
+    recipe: ToyboxMagiRecipe, cache: LatentCache, stored: Path, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(cache.config, min_chunks=1, max_chunks=1, seed=9)
+    vae = AutoencoderKLMagi1.from_pretrained(stored / "vae").eval()
+    next(build_cache(short, tmp_path / "short", clips=0))
+    write_shard(vae, short, folder=tmp_path / "short", shard=0)
+    starts = LatentCache(tmp_path / "short")
+    batches = MagiBatches(dataclasses.replace(recipe, start_cache=str(tmp_path / "short")), cache)
+    seen = set()
+    for index in (i for i in range(40) if not batches.is_image(i)):
+        batch = batches[index]
+        clean = batch["layout"].num_clean
+        for latent in batch["latent"]:
+            item, _ = _found(starts if clean == 0 else cache, latent)
+            seen.add((clean, item))
+    assert len({item for clean, item in seen if clean == 0}) > 3
+    assert any(clean for clean, _ in seen)
 
 
 def test_long_pieces_take_the_next_long_clip_of_their_own_side(

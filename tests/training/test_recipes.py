@@ -118,6 +118,7 @@ def test_the_group_knows_recipes_and_the_cache_by_name() -> None:
     assert isinstance(group, RecipeGroup)
     assert group.list_commands(None) == [
         "toybox-vae",
+        "toybox-text",
         "toybox-magi",
         "toybox-magi-distill",
         "toybox-magi-dmd",

@@ -6,6 +6,7 @@ up to six chunks with one image batch in every few. The T5 encoder is trained al
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
 from onereel.training.hooks import output_of
-from onereel.training.latent_cache import LatentCache, open_caches
+from onereel.training.latent_cache import CachedClip, LatentCache, open_caches
 from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import build_optimizers
 from onereel.training.scene_maps import NUM_MAPS, map_loss
@@ -63,6 +64,8 @@ class ToyboxMagiRecipe:
         preset: of the transformer and the text encoder.
         cache: folder of the latent cache, or several, separated by commas.
         image_cache: folder of a latent cache of single images; the clips' own where empty.
+        start_cache: as `cache`, for pieces that start a video, of which every clip can be one chunk
+            long; `cache` where empty.
         tokenizer: folder of the tokenizer; trained there when missing.
         vocab_size: of a new tokenizer.
         batch_size: pieces of video per step.
@@ -76,6 +79,7 @@ class ToyboxMagiRecipe:
         map_weight: weight of reading the scene maps; 0 for plain flow matching.
         map_block: the maps are read behind this block, counted from 0.
         init: folder of a run's export to start from, or empty.
+        text: folder of a text encoder to start from, of `toybox-text`; that of `init` where empty.
         lr: AdamW's learning rate.
         matrix_lr: Muon's learning rate for the blocks' matrices; None gives them to AdamW.
         workers: background processes that gather batches.
@@ -86,6 +90,7 @@ class ToyboxMagiRecipe:
     preset: str = "toybox"
     cache: str = "runs/toybox-latents"
     image_cache: str = "runs/toybox-images"
+    start_cache: str = ""
     tokenizer: str = "runs/toybox-tokenizer"
     vocab_size: int = 320
     batch_size: int = 16
@@ -99,6 +104,7 @@ class ToyboxMagiRecipe:
     map_weight: float = 0.3
     map_block: int = 3
     init: str = ""
+    text: str = ""
     lr: float = 1.5e-3
     matrix_lr: float | None = 3e-3
     workers: int = 1
@@ -142,6 +148,7 @@ class MagiBatches:
         self.count = self.picture_count = _training_clips(cache, recipe)
         if self.pictures is not None:
             self.picture_count = _training_clips(self.pictures, recipe)
+        self.starts = open_caches(recipe.start_cache) if recipe.start_cache else None
 
     def is_image(self, index: int) -> bool:
         """Tell whether batch `index` holds single frames."""
@@ -165,6 +172,10 @@ class MagiBatches:
             return self.images(items, rng)
         layout = sample_layout(rng, t2v_share=self.recipe.t2v_share, window=self.recipe.window)
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
+        if layout.num_clean == 0 and self.starts is not None:
+            items = [shuffled_index(p, len(self.starts), seed=self.seed + 2) for p in places]
+            among = range(len(self.starts))
+            return self._gather(self.starts, items, layout, among=among, rng=rng)
         items = [shuffled_index(p, self.count, seed=self.seed + 1) for p in places]
         return self.pieces(items, layout, rng=rng)
 
@@ -191,9 +202,22 @@ class MagiBatches:
         self, items: Sequence[int], layout: Layout, *, rng: np.random.Generator
     ) -> dict[str, Any]:
         """Gather pieces of one layout; those without clean chunks start where their clip does."""
+        validation = range(self.count, len(self.cache))
+        among = validation if items[0] in validation else range(self.count)
+        return self._gather(self.cache, items, layout, among=among, rng=rng)
+
+    def _gather(
+        self,
+        cache: LatentCache,
+        items: Sequence[int],
+        layout: Layout,
+        *,
+        among: range,
+        rng: np.random.Generator,
+    ) -> dict[str, Any]:
         latents, given, captions, maps = [], [], [], []
         for item in items:
-            clip = self._long_enough(item, layout.num_chunks)
+            clip = _long_enough(cache, item, layout.num_chunks, among=among)
             spare = len(clip.captions) - layout.num_chunks
             start = int(rng.integers(0, spare + 1)) if layout.num_clean else 0
             stop = start + layout.num_chunks
@@ -209,13 +233,13 @@ class MagiBatches:
             "layout": layout,
         }
 
-    def _long_enough(self, item: int, num_chunks: int) -> Any:
-        """Return the clip, or the next one with enough chunks, of the same side of the split."""
-        first, stop = (0, self.count) if item < self.count else (self.count, len(self.cache))
-        for place in (*range(item, stop), *range(first, item)):
-            if self.cache.num_chunks(place) >= num_chunks:
-                return self.cache[place]
-        raise ConfigError("latent cache", expected=f"clips of {num_chunks} chunks")
+
+def _long_enough(cache: LatentCache, item: int, num_chunks: int, *, among: range) -> CachedClip:
+    """Return a clip, or the next one of a part of a cache that has enough chunks."""
+    for place in itertools.chain(range(item, among.stop), range(among.start, item)):
+        if cache.num_chunks(place) >= num_chunks:
+            return cache[place]
+    raise ConfigError("latent cache", expected=f"clips of {num_chunks} chunks")
 
 
 def _training_clips(cache: LatentCache, recipe: ToyboxMagiRecipe) -> int:
@@ -246,12 +270,12 @@ class MagiMethod(Method):
             train_tokenizer(texts, folder, vocab_size=recipe.vocab_size)
         self.tokenizer = T5Tokenizer.from_pretrained(folder)
         torch.manual_seed(derive_seed(self.seed, "weights"))
-        self.text = build_text_encoder(recipe.preset, len(self.tokenizer))
+        self.text = _text_encoder(recipe, len(self.tokenizer))
         self.captions = CaptionEncoder(self.tokenizer, self.text)
         self.dit = Magi1Transformer3DModel(**DIT_PRESETS[recipe.preset])
         _initialise(self.dit)
         if recipe.init:
-            _copy_weights(self.dit, self.text, Path(recipe.init))
+            _copy_weights(self.dit, Path(recipe.init))
         # Reads the maps in the middle; training only, never exported.
         self.reader = nn.Linear(self.dit.proj_out.in_features, NUM_MAPS + 2)
         self.networks = {"dit": self.dit, "text": self.text, "reader": self.reader}
@@ -398,12 +422,24 @@ def _initialise(dit: Magi1Transformer3DModel) -> None:
     bands.data.copy_(BAND_RATIO ** -torch.arange(len(bands), dtype=bands.dtype))
 
 
-def _copy_weights(dit: Magi1Transformer3DModel, text: T5EncoderModel, folder: Path) -> None:
+def _text_encoder(recipe: ToyboxMagiRecipe, vocab_size: int) -> T5EncoderModel:
+    """Build the text encoder, or take one that has begun, whatever its depth."""
+    folder = recipe.text or (str(Path(recipe.init) / "text_encoder") if recipe.init else "")
+    if not folder:
+        return build_text_encoder(recipe.preset, vocab_size)
+    text: T5EncoderModel = T5EncoderModel.from_pretrained(folder).float().eval()
+    if text.config.vocab_size != vocab_size:
+        got = text.config.vocab_size
+        raise ConfigError(
+            f"{folder}: vocab_size", expected=f"the tokenizer's {vocab_size}", got=got
+        )
+    return text
+
+
+def _copy_weights(dit: Magi1Transformer3DModel, folder: Path) -> None:
     """Start from an exported run; places that it does not know have no effect at first."""
     state = Magi1Transformer3DModel.from_pretrained(folder / "transformer").state_dict()
     if dit.place_embedder is not None:
         places = torch.zeros_like(dit.place_embedder.linear.weight)
         state.setdefault("place_embedder.linear.weight", places)
     dit.load_state_dict(state)
-    trained = T5EncoderModel.from_pretrained(folder / "text_encoder")
-    text.load_state_dict(trained.state_dict())

@@ -25,6 +25,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "onereel.training.vae:ToyboxVaeRecipe",
         "the toybox VAE: sharp 12-frame tiles, 4x8x8 compression",
     ),
+    "toybox-text": (
+        "onereel.training.text:ToyboxTextRecipe",
+        "the toybox T5, on captions alone: which words belong together",
+    ),
     "toybox-magi": (
         "onereel.training.magi:ToyboxMagiRecipe",
         "the toybox MAGI DiT: block-causal flow matching on cached latents",

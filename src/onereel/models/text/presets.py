@@ -40,9 +40,9 @@ TEXT_PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "toybox": {
             **_COMMON,
             "d_model": 128,
-            "d_kv": 32,
-            "d_ff": 256,
-            "num_layers": 2,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 4,
             "num_heads": 4,
             "dropout_rate": 0.0,
             "tie_word_embeddings": False,
