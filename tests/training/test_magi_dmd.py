@@ -141,6 +141,30 @@ def test_a_student_is_gone_on_with_and_told_how_long_its_step_is(
 
 
 @torch.no_grad()
+def test_a_student_gets_what_its_teacher_has_learned_since(
+    method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe, recipe: ToyboxMagiRecipe, tmp_path: Path
+) -> None:
+    for name, parameter in method.student.named_parameters():
+        parameter.add_(0.25 if "proj_out" in name else 0.0)
+    method.export(tmp_path / "student")
+    cache = LatentCache(recipe.cache)
+    later = MagiMethod(dataclasses.replace(recipe, init=distil.teacher), cache)
+    for parameter in later.dit.parameters():
+        parameter.add_(0.5)
+    later.export(tmp_path / "later")
+    changed = dataclasses.replace(
+        distil, teacher=str(tmp_path / "later"), init=str(tmp_path / "student"),
+        init_teacher=distil.teacher,
+    )  # fmt: skip
+    student = MagiDmdMethod(changed, cache).student.state_dict()
+    for name, value in method.student.state_dict().items():
+        if name in dict(later.dit.named_parameters()):
+            torch.testing.assert_close(student[name], value + 0.5, rtol=2e-2, atol=2e-2)
+    with pytest.raises(ConfigError, match="init_teacher"):
+        dataclasses.replace(changed, init="")
+
+
+@torch.no_grad()
 def test_the_student_samples_as_the_pipeline_does(
     method: MagiDmdMethod, distil: ToyboxMagiDmdRecipe, tmp_path: Path
 ) -> None:

@@ -117,3 +117,24 @@ def go_on_with(student: nn.Module, load: Callable[[str], nn.Module], *, folders:
         for name, value in have.items():
             mean[name] += value.to(mean[name]) / len(places)
     student.load_state_dict(mean)
+
+
+def follow_teacher(student: nn.Module, *, before: nn.Module, teacher: nn.Module) -> None:
+    """Give a student of an earlier teacher what the teacher has learned since.
+
+    Args:
+        student: changed in place; it has the teacher's tensors, and perhaps more.
+        before: the earlier teacher.
+        teacher: the present one.
+
+    Raises:
+        ConfigError: the two have other shapes.
+
+    Source: sums of differences of weights, Task arithmetic (arXiv 2212.04089).
+    """
+    was, now, have = before.state_dict(), teacher.state_dict(), student.state_dict()
+    if {k: v.shape for k, v in was.items()} != {k: v.shape for k, v in now.items()}:
+        raise ConfigError("init_teacher", expected="a teacher of the same shape", got="another one")
+    moved = {name: have[name] + (value - was[name].to(value)).to(have[name])
+             for name, value in now.items()}  # fmt: skip
+    student.load_state_dict(have | moved)

@@ -36,7 +36,7 @@ from onereel.training.data import BatchStream
 from onereel.training.dmd import per_item, sample_exits
 from onereel.training.dmd_critic import Critic
 from onereel.training.dmd_method import DmdMethod, DmdRecipe, Question
-from onereel.training.ema import go_on_with
+from onereel.training.ema import follow_teacher, go_on_with
 from onereel.training.engine import Method, Stream, step_generator
 from onereel.training.flow import FlowBatch, FlowShares, corrupt
 from onereel.training.latent_cache import LatentCache, open_caches
@@ -55,6 +55,8 @@ class ToyboxMagiDmdRecipe(DmdRecipe):
         i2v_share: share of those whose first latent frame is given.
         own_past: most chunks that the student makes by itself before the one it learns in, in
             pieces that continue a chunk; how many is drawn evenly from 0 on. 0 for true chunks.
+        init_teacher: the teacher of which `init` is a student, where `teacher` has gone on learning
+            since: the student then begins with what it has learned.
     """
 
     teacher: str = "toybox-magi"
@@ -62,12 +64,15 @@ class ToyboxMagiDmdRecipe(DmdRecipe):
     t2v_share: float = 0.35
     i2v_share: float = 0.4
     own_past: int = 0
+    init_teacher: str = ""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         DmdRecipe.__post_init__(self)
         if self.own_past < 0:
             raise ConfigError("own_past", expected="at least 0", got=self.own_past)
+        if self.init_teacher and not self.init:
+            raise ConfigError("init_teacher", expected="init, a student of it", got="no init")
 
     def build(self) -> tuple[Method, Stream]:
         """Make student, critic and teacher, and the stream of cached pieces.
@@ -115,6 +120,9 @@ class MagiDmdMethod(DmdMethod):
         student, network = distilled_copy(self.teacher), copy.deepcopy(self.teacher)
         if recipe.init:
             go_on_with(student, _student_of, folders=recipe.init)
+        if recipe.init_teacher:
+            before = Magi1Pipeline.from_pretrained(recipe.init_teacher).transformer
+            follow_teacher(student, before=before, teacher=self.teacher)
         self.teacher.requires_grad_(False)
         base = MagiBatches(pieces_recipe(recipe, self.config), cache)
         self.batches = NumberedBatches(base)
