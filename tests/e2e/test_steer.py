@@ -138,7 +138,7 @@ def test_bad_steering(generate: Any, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_instrument_sees_what_was_asked_for() -> None:
     """With the shipped weights: steered in the second second, the disc is yellow in the fourth."""
     red, yellow = "a large red disc does not move", "a large yellow disc does not move"
-    run = Run.create("a.run", prompt=red, seconds=5, steps=16, seed=2, output="a.mp4")
+    run = Run.create("a.run", prompt=red, seconds=5, steps=16, seed=3, output="a.mp4")
     for chunk in run:
         if chunk.index == 1:
             run.steer("a large red disc turns yellow")
