@@ -414,10 +414,7 @@ class JoinedCaches(LatentCache):
         self.caches = [LatentCache(folder) for folder in folders]
         self.folder, self.config = self.caches[0].folder, self.caches[0].config
         for cache in self.caches[1:]:
-            for name in ("vae", "height", "width", "images_only"):
-                first, other = getattr(self.config, name), getattr(cache.config, name)
-                if first != other:
-                    raise ConfigError(f"{cache.folder}: {name}", expected=str(first), got=other)
+            check_alike(self.caches[0], cache, images_only=self.config.images_only)
         self.entries = [entry for cache in self.caches for entry in cache.entries]
 
     def refresh(self) -> int:
@@ -435,6 +432,24 @@ class JoinedCaches(LatentCache):
     def __getstate__(self) -> dict[str, Any]:
         """Be copied with the caches."""
         return self.__dict__
+
+
+def check_alike(cache: LatentCache, other: LatentCache, *, images_only: bool) -> None:
+    """Check that two caches can be trained on together.
+
+    Args:
+        cache: the one.
+        other: the other one.
+        images_only: whether the other one shall hold images rather than clips.
+
+    Raises:
+        ConfigError: its latents are of another VAE or size, or it holds the other kind.
+    """
+    wanted = {name: getattr(cache.config, name) for name in ("vae", "height", "width")}
+    for name, value in (wanted | {"images_only": images_only}).items():
+        got = getattr(other.config, name)
+        if got != value:
+            raise ConfigError(f"{other.folder}: {name}", expected=str(value), got=got)
 
 
 def open_caches(text: str) -> LatentCache:

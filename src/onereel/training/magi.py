@@ -33,9 +33,9 @@ from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
 from onereel.training.hooks import output_of
-from onereel.training.latent_cache import CachedClip, LatentCache, open_caches
+from onereel.training.latent_cache import CachedClip, LatentCache, check_alike, open_caches
 from onereel.training.magi_layout import Layout, sample_layout
-from onereel.training.optim import build_optimizers
+from onereel.training.optim import network_optimizers
 from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import sample_captions
 
@@ -142,13 +142,16 @@ class MagiBatches:
     def __init__(self, recipe: ToyboxMagiRecipe, cache: LatentCache) -> None:
         self.recipe, self.cache = recipe, cache
         self.pictures = open_caches(recipe.image_cache) if recipe.image_cache else None
+        self.starts = open_caches(recipe.start_cache) if recipe.start_cache else None
+        for other in (self.pictures, self.starts):
+            if other is not None:
+                check_alike(cache, other, images_only=other is self.pictures)
         self.seed = derive_seed(recipe.trainer.seed, "magi-pieces")
         if recipe.validation_items < 1:
             raise ConfigError("validation_items", expected="at least 1")
         self.count = self.picture_count = _training_clips(cache, recipe)
         if self.pictures is not None:
             self.picture_count = _training_clips(self.pictures, recipe)
-        self.starts = open_caches(recipe.start_cache) if recipe.start_cache else None
 
     def is_image(self, index: int) -> bool:
         """Tell whether batch `index` holds single frames."""
@@ -280,13 +283,9 @@ class MagiMethod(Method):
         self.reader = nn.Linear(self.dit.proj_out.in_features, NUM_MAPS + 2)
         self.networks = {"dit": self.dit, "text": self.text, "reader": self.reader}
         self.ema_names = ("dit", "text")
-        self.optimizers = {
-            name: optimizer
-            for part in ("dit", "text", "reader")
-            for name, optimizer in build_optimizers(
-                self.networks[part], lr=recipe.lr, matrix_lr=recipe.matrix_lr, name=part
-            ).items()
-        }
+        self.optimizers = network_optimizers(
+            self.networks, lr=recipe.lr, matrix_lr=recipe.matrix_lr
+        )
         batches = MagiBatches(recipe, cache)
         self.vae_folder = cache.config.vae
         last = range(batches.count, len(cache))

@@ -42,7 +42,7 @@ from onereel.training.hooks import output_of
 from onereel.training.latent_cache import CachedClip, LatentCache, open_caches
 from onereel.training.magic_cache import frame_of
 from onereel.training.magic_text import NOTHING, MagicText
-from onereel.training.optim import build_optimizers
+from onereel.training.optim import network_optimizers
 from onereel.training.scene_maps import NUM_MAPS, map_loss
 from onereel.world import CHUNK_FRAMES, sample_captions
 
@@ -344,13 +344,9 @@ class MagicMethod(Method):
         if recipe.init:
             _copy_weights(self.networks, folder)
         self.ema_names = ("dit", "llava", "clip")
-        self.optimizers = {
-            name: optimizer
-            for part, network in self.networks.items()
-            for name, optimizer in build_optimizers(
-                network, lr=recipe.lr, matrix_lr=recipe.matrix_lr, name=part
-            ).items()
-        }
+        self.optimizers = network_optimizers(
+            self.networks, lr=recipe.lr, matrix_lr=recipe.matrix_lr
+        )
         batches = MagicBatches(recipe, cache)
         self.vae_folder = cache.config.vae
         last, rng = range(batches.count, len(cache)), np.random.default_rng(self.seed)

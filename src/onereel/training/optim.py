@@ -98,6 +98,28 @@ def step_precision(device: torch.device) -> contextlib.AbstractContextManager[An
     return contextlib.nullcontext() if computes_bfloat16(device) else _Float32()
 
 
+def network_optimizers(
+    networks: Mapping[str, nn.Module], *, lr: float, matrix_lr: float | None
+) -> dict[str, torch.optim.Optimizer]:
+    """Build the optimizers of several networks, each clipped by itself.
+
+    Args:
+        networks: by name.
+        lr: AdamW's learning rate.
+        matrix_lr: Muon's for the blocks' matrices; None gives them to AdamW.
+
+    Returns:
+        Those of `build_optimizers` for every network.
+    """
+    return {
+        name: optimizer
+        for part, network in networks.items()
+        for name, optimizer in build_optimizers(
+            network, lr=lr, matrix_lr=matrix_lr, name=part
+        ).items()
+    }
+
+
 def build_optimizers(
     module: nn.Module,
     *,

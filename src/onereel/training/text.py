@@ -23,7 +23,7 @@ from onereel.core.seeds import derive_seed
 from onereel.models.text.presets import build_text_encoder
 from onereel.training.data import BatchStream
 from onereel.training.engine import Method, Stream, TrainerConfig
-from onereel.training.optim import build_optimizers
+from onereel.training.optim import network_optimizers
 from onereel.world import (
     COLOURS,
     DIRECTIONS,
@@ -76,16 +76,14 @@ class ToyboxTextRecipe:
     preset: str = "toybox"
     tokenizer: str = "runs/toybox-tokenizer"
     near: str = ""
-    near_weight: float = 0.1
+    near_weight: float = 0.2
     several_share: float = 0.75
     batch_size: int = 128
     lr: float = 2e-3
     matrix_lr: float | None = 3e-3
     workers: int = 1
     trainer: TrainerConfig = field(
-        default_factory=lambda: TrainerConfig(
-            max_steps=3000, schedule="cosine", hold=0.3, warmup_steps=50, bf16=None
-        )
+        default_factory=lambda: TrainerConfig(max_steps=400, warmup_steps=50, bf16=None)
     )
 
     def build(self) -> tuple[Method, Stream]:
@@ -123,11 +121,8 @@ class TextBatches:
             and `answers` [N, questions].
         """
         rng = np.random.default_rng(derive_seed(self.seed, "batch", index))
-        several = rng.random(self.recipe.batch_size) < self.recipe.several_share
-        specs = [
-            sample_spec(rng, num_objects=(2 if rng.random() < 0.75 else 3) if s else 1)
-            for s in several
-        ]
+        share = self.recipe.several_share
+        specs = [sample_spec(rng, several_share=share) for _ in range(self.recipe.batch_size)]
         texts = [caption(spec, rng) for spec in specs]
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt")
         words = [
@@ -183,17 +178,16 @@ class TextMethod(Method):
         self.recipe, self.tokenizer = recipe, tokenizer
         torch.manual_seed(derive_seed(recipe.trainer.seed, "weights"))
         self.text = build_text_encoder(recipe.preset, len(tokenizer))
-        self.other = T5EncoderModel.from_pretrained(recipe.near).float() if recipe.near else None
+        self.other: T5EncoderModel | None = None
+        if recipe.near:
+            other = T5EncoderModel.from_pretrained(recipe.near).float()
+            self.other = other.to(recipe.trainer.device).eval()
         outputs = sum(len(kinds) for kinds in QUESTIONS.values())
         self.reader = nn.Linear(self.text.config.d_model, outputs)
         self.networks = {"text": self.text, "reader": self.reader}
-        self.optimizers = {
-            name: optimizer
-            for part, network in self.networks.items()
-            for name, optimizer in build_optimizers(
-                network, lr=recipe.lr, matrix_lr=recipe.matrix_lr, name=part
-            ).items()
-        }
+        self.optimizers = network_optimizers(
+            self.networks, lr=recipe.lr, matrix_lr=recipe.matrix_lr
+        )
         held_out = TextBatches(recipe, tokenizer, tag="text-validation")
         self.validation = [held_out[i] for i in range(-(-_VALIDATION // recipe.batch_size))]
 
@@ -208,7 +202,7 @@ class TextMethod(Method):
         loss = torch.stack(list(parts.values())).sum()
         if self.other is not None:
             with torch.no_grad():
-                other = self._encode(self.other.to(hidden.device), batch)
+                other = self._encode(self.other, batch)
             mask = batch["mask"].bool()
             parts["distance"] = (hidden - other)[mask].square().mean() / other[mask].var()
             loss = loss + self.recipe.near_weight * parts["distance"]

@@ -55,8 +55,7 @@ def sample_clip(
         width: in pixels.
         held_out: draw from the combinations that training never sees.
         timeline_share: share of clips, 0 to 1, whose prompt changes at a chunk boundary.
-        several_share: share of clips, 0 to 1, with two or three objects, three of four of them with
-            two; None for the world's own 40 %.
+        several_share: share of clips with two or three objects, 0 to 1; None for 40 %.
         motions: the motions to choose from; None means all.
 
     Returns:
@@ -68,10 +67,7 @@ def sample_clip(
     pool = list(motions) if motions else None
     if change:
         pool = [m for m in _CHANGEABLE if motions is None or m in motions] or pool
-    count = None
-    if several_share is not None:
-        count = 1 if rng.random() >= several_share else 2 if rng.random() < 0.75 else 3
-    first = sample_spec(rng, held_out=held_out, motions=pool, num_objects=count)
+    first = sample_spec(rng, held_out=held_out, motions=pool, several_share=several_share)
     specs: list[SceneSpec] = [first] * chunks
     texts = [caption(first, rng)] * chunks
     after = _changed(first, rng, held_out=held_out) if change else None

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -202,16 +202,22 @@ def _pick(rng: np.random.Generator, items: Sequence[str]) -> str:
     return items[int(rng.integers(len(items)))]
 
 
+def _count_shares(several: float) -> dict[int, float]:
+    one = _COUNT_SHARE[1]
+    return {n: 1 - several if n == 1 else several * share / (1 - one)
+            for n, share in _COUNT_SHARE.items()}  # fmt: skip
+
+
 def _draw_motion(
-    rng: np.random.Generator, pool: Sequence[str], num_objects: int | None
+    rng: np.random.Generator, pool: Sequence[str], shares: Mapping[int, float]
 ) -> tuple[str, int]:
-    counts = [num_objects] if num_objects is not None else list(_COUNT_SHARE)
-    counts = [n for n in counts if any(n in _MOTIONS[m][1] for m in pool)]
+    wanted = [n for n, share in shares.items() if share > 0]
+    counts = [n for n in wanted if any(n in _MOTIONS[m][1] for m in pool)]
     if not counts:
-        raise ConfigError(
-            "num_objects", expected=f"a count that fits motions {', '.join(pool)}", got=num_objects
-        )
-    share = np.array([_COUNT_SHARE[n] for n in counts])
+        got = " or ".join(map(str, wanted))
+        expected = f"a count that fits motions {', '.join(pool)}"
+        raise ConfigError("num_objects", expected=expected, got=got)
+    share = np.array([shares[n] for n in counts])
     count = counts[int(rng.choice(len(counts), p=share / share.sum()))]
     fitting = [m for m in pool if count in _MOTIONS[m][1]]
     weight = np.array([_MOTIONS[m][0] for m in fitting])
@@ -262,6 +268,7 @@ def sample_spec(
     held_out: bool = False,
     motions: Sequence[str] | None = None,
     num_objects: int | None = None,
+    several_share: float | None = None,
 ) -> SceneSpec:
     """Draw a scene.
 
@@ -270,6 +277,7 @@ def sample_spec(
         held_out: draw only held-out combinations; otherwise only those that are not.
         motions: the motions to choose from; None means all.
         num_objects: 1 to 3; None draws 60, 30 and 10 %.
+        several_share: share of scenes with two or three objects, 0 to 1, instead of those 40 %.
 
     Returns:
         The spec; the objects' colours differ from each other.
@@ -282,7 +290,10 @@ def sample_spec(
     pool = [m for m in (motions or MOTIONS) if _combinations(m, held_out)]
     if not pool:
         raise ConfigError("motions", expected="one with a held-out combination", got=motions)
-    motion, count = _draw_motion(rng, pool, num_objects)
+    shares = _COUNT_SHARE if several_share is None else _count_shares(several_share)
+    if num_objects is not None:
+        shares = {num_objects: 1.0}
+    motion, count = _draw_motion(rng, pool, shares)
     direction = _draw_direction(rng, motion, count)
     floor = bool(rng.random() < _FLOOR_SHARE.get(motion, 0.0))
     camera = "still"
