@@ -160,6 +160,16 @@ def test_starts_can_have_clips_of_their_own(
             seen.add((clean, item))
     assert len({item for clean, item in seen if clean == 0}) > 3
     assert any(clean for clean, _ in seen)
+    for name, folder, word in (
+        ("start_cache", recipe.image_cache, "images_only"),
+        ("image_cache", recipe.cache, "images_only"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            MagiBatches(dataclasses.replace(recipe, **{name: folder}), cache)
+    other = dataclasses.replace(short, vae="another")
+    next(build_cache(other, tmp_path / "other", clips=0))
+    with pytest.raises(ConfigError, match="other: vae"):
+        MagiBatches(dataclasses.replace(recipe, start_cache=str(tmp_path / "other")), cache)
 
 
 def test_long_pieces_take_the_next_long_clip_of_their_own_side(

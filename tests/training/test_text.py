@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import T5Tokenizer
 
+from onereel.core.errors import ConfigError
 from onereel.models.text.presets import build_text_encoder
 from onereel.training.engine import Trainer
 from onereel.training.magi import MagiMethod, ToyboxMagiRecipe, open_caches
@@ -82,6 +83,11 @@ def test_it_learns_and_is_exported_for_the_transformer(
     assert after["val_direction"] > before["val_direction"] + 0.2
     method.export(tmp_path / "export")
     changed = dataclasses.replace(recipe, text=str(tmp_path / "export" / "text_encoder"))
+    build_text_encoder("tiny", 50).save_pretrained(tmp_path / "small")
+    with pytest.raises(ConfigError, match="vocab_size"):
+        MagiMethod(
+            dataclasses.replace(recipe, text=str(tmp_path / "small")), open_caches(recipe.cache)
+        )
     magi = MagiMethod(changed, open_caches(recipe.cache))
     for name, value in method.text.state_dict().items():
         assert torch.equal(magi.text.state_dict()[name], value.bfloat16().float()), name
