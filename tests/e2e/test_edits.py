@@ -24,6 +24,11 @@ def hashes(folder: str) -> list[str]:
     return [chunk.sha256 for chunk in run.chunks]
 
 
+def latents_of(folder: str) -> list[torch.Tensor]:
+    run = RunFolder(Path(folder))
+    return [run.load_chunk(chunk.index)[f"latent.{chunk.index}"] for chunk in run.chunks]
+
+
 def frames(path: str) -> np.ndarray:
     return decode(Path(path))
 
@@ -56,8 +61,10 @@ def test_extending_keeps_what_there_is(generate: Any, model: Path) -> None:
     assert np.array_equal(after[:120], before[:120])  # whole chunks; the last one was cut short
     b = (PROMPT, "--seed", 7, "--seconds", 7.5, "-o", "b.mp4", "--model", model)
     assert generate(*b)[0] == 0
-    # Chunks that were computed beside fewer others may differ in rounding.
-    assert np.abs(after.astype(int) - frames("b.mp4")).max() <= 8
+    # Chunks that were computed beside fewer others may differ in rounding, a pixel by a grey level
+    # then, and what the codec makes of its block by more.
+    torch.testing.assert_close(latents_of("a.run"), latents_of("b.run"), rtol=0, atol=1e-5)
+    assert (after != frames("b.mp4")).mean() < 1e-3
 
 
 @pytest.mark.parametrize(
