@@ -125,6 +125,19 @@ def test_a_cache_of_images_holds_one_frame_per_clip(
     assert distances.min() < 0.02
 
 
+def test_clips_are_drawn_from_chosen_motions(vae: AutoencoderKLMagi1, tmp_path: Path) -> None:
+    settings = {"timeline_share": 0.0, "max_chunks": 1, "shard_size": 3, "motions": ("pan", "zoom")}
+    config, folder = _config(tmp_path, **settings), tmp_path / "cache"
+    next(build_cache(config, folder, clips=3))
+    write_shard(vae, config, folder=folder, shard=0)
+    cache = LatentCache(folder)
+    for item in range(3):
+        clip = sample_clip(cache[item].seed, num_frames=24, motions=("pan", "zoom"))
+        assert clip.specs[0].motion in ("pan", "zoom") and cache[item].captions == clip.captions
+    with pytest.raises(ConfigError, match="motions: expected of linear, .*, got fly"):
+        _config(tmp_path, motions=("pan", "fly"))
+
+
 def test_several_caches_are_read_as_one(vae: AutoencoderKLMagi1, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for seed, folder in enumerate(folders):

@@ -38,7 +38,7 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.training.data import ToyboxClips
 from onereel.training.magic_cache import encode_clip, encode_pictures, load_magic_vae
 from onereel.training.scene_maps import scene_maps
-from onereel.world import Clip
+from onereel.world import MOTIONS, Clip
 
 CHUNK_FRAMES = 24
 
@@ -56,6 +56,7 @@ class CacheConfig:
         max_chunks: most chunks of a clip.
         timeline_share: share of clips whose prompt changes on the way.
         several_share: share of clips with two or three objects; None for the world's own.
+        motions: the motions that clips are drawn from; all of them where empty.
         images_only: store one frame of every clip's first chunk, encoded as an image, and no video.
         shard_size: clips per shard.
     """
@@ -68,6 +69,7 @@ class CacheConfig:
     max_chunks: int = 10
     timeline_share: float = 0.25
     several_share: float | None = None
+    motions: tuple[str, ...] = ()
     images_only: bool = False
     shard_size: int = 64
 
@@ -76,6 +78,9 @@ class CacheConfig:
             raise ConfigError(
                 "min_chunks", expected=f"1 to max_chunks {self.max_chunks}", got=self.min_chunks
             )
+        unknown = [name for name in self.motions if name not in MOTIONS]
+        if unknown:
+            raise ConfigError("motions", expected=f"of {', '.join(MOTIONS)}", got=unknown[0])
 
     def num_chunks(self, index: int) -> int:
         """Give the number of chunks of one clip."""
@@ -184,6 +189,7 @@ def _clips(config: CacheConfig, index: int) -> ToyboxClips:
         width=config.width,
         timeline_share=config.timeline_share,
         several_share=config.several_share,
+        motions=config.motions or None,
     )
 
 

@@ -118,6 +118,9 @@ def cache(
         float | None,
         typer.Option(min=0, max=1, help="share of clips with several objects [world's own: 0.4]"),
     ] = None,
+    motions: Annotated[
+        str, typer.Option(help="motions that clips are drawn from, with commas [all]")
+    ] = "",
     images_only: Annotated[
         bool, typer.Option("--images-only", help="one frame per clip, as an image")
     ] = False,
@@ -129,7 +132,8 @@ def cache(
 
     for name in ("out", "clips", "workers"):
         del values[name]
-    config = CacheConfig(**{**values, "vae": str(vae)})
+    chosen = tuple(name.strip() for name in motions.split(",") if name.strip())
+    config = CacheConfig(**{**values, "vae": str(vae), "motions": chosen})
     started, before = time.monotonic(), None
     for done, wanted in build_cache(config, out, clips=clips, workers=workers):
         before = done if before is None else before
