@@ -99,6 +99,8 @@ def test_what_the_official_layout_cannot_say(change: dict[str, Any]) -> None:
         official_json(
             {**transformer, **change}, vae=vae, sampling={}, dtype=torch.bfloat16, name="x"
         )
+    with pytest.raises(ConfigError, match="shift: expected 3.0, for the official layout"):
+        official_json(transformer, vae=vae, sampling={"shift": 1.0}, dtype=torch.bfloat16, name="x")
 
 
 @pytest.mark.parametrize("change", [{"latents_mean": [0.0] * 16}, {"width": 128}])

@@ -91,6 +91,16 @@ def test_every_chunk_walks_the_whole_grid(counts: tuple[int, int]) -> None:
         assert [c.clean_chunk for c in calls if c.clean_chunk is not None] == new[:-1]
 
 
+def test_the_grid_is_warped_as_the_checkpoint_says() -> None:
+    for shift in (1.0, 3.0):
+        config = ChunkSampleConfig(
+            num_steps=4, window_size=1, noise2clean_kvrange=(2,), shift=shift
+        )
+        times = [call.times[0] for call in plan_calls(config, num_chunks=1)]
+        squares = [(step / 4) ** 2 for step in range(4)]
+        assert times == pytest.approx([u / (shift + (1 - shift) * u) for u in squares])
+
+
 def test_plan_goes_on_from_a_stage() -> None:
     config = ChunkSampleConfig(num_steps=8)
     calls = list(plan_calls(config, num_chunks=6, num_prefix_chunks=1))
@@ -152,6 +162,7 @@ def test_guidance_weights(times: float, weights: tuple[float, float]) -> None:
         ({"text_scales": (7.5,)}, "guidance tables"),
         ({"cfg_t_range": (), "prev_chunk_scales": (), "text_scales": ()}, "guidance tables"),
         ({"shortcut_mode": "even"}, "shortcut_mode"),
+        ({"shift": 0.0}, "shift: expected more than 0"),
     ],
 )
 def test_settings_that_contradict(settings: dict[str, Any], message: str) -> None:

@@ -32,6 +32,7 @@ def distil(
 ) -> ToyboxMagiDmdRecipe:
     """A recipe whose teacher has random weights and makes one chunk at a time."""
     monkeypatch.setattr("onereel.training.magi.TOYBOX_SAMPLING", SAMPLING)
+    recipe = dataclasses.replace(recipe, shift=1.5)
     method = MagiMethod(recipe, LatentCache(recipe.cache))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

@@ -126,10 +126,11 @@ def test_levels_fall_along_the_piece(aligned: bool) -> None:
     assert (times[:, 2:] >= 0).all() and (times[:, 2:] < 1).all()
 
 
-def test_aligned_chunks_share_one_phase() -> None:
-    layout = Layout(num_clean=1, ages=(3, 2, 1), aligned=True)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_aligned_chunks_share_one_phase(shift: float) -> None:
+    layout = Layout(num_clean=1, ages=(3, 2, 1), aligned=True, shift=shift)
     t = sample_times(layout, 300, generator=torch.Generator().manual_seed(2))[:, 1:].double()
-    u = (t / (1 / 3 + 2 / 3 * t)).sqrt()  # the inverse of shift 3
+    u = (t / (1 / shift + (1 - 1 / shift) * t)).sqrt()  # the inverse of the shift
     phase = u * layout.window - torch.tensor([3, 2, 1])
     assert (phase - phase[:, :1]).abs().max() < 1e-4
     assert phase.min() > -1e-4 and phase.max() < 1 and phase.std() > 0.2

@@ -10,6 +10,7 @@ import torch
 from onereel.core.errors import ConfigError
 from onereel.runtime.layout import OFFICIAL_VAE_CLASS, sample_config
 
+_SHIFT = 3.0  # of the official time grid, written into the official code
 _FREQ_DIM = 256  # the official network has no setting for it
 _SIZE_DEFAULTS = {"height": 720, "width": 720, "fps": 24, "num_frames": 96, "seed": 1234}
 
@@ -108,6 +109,8 @@ def _model_section(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, A
 
 def _sampling_section(sampling: Mapping[str, Any]) -> dict[str, Any]:
     config = sample_config(sampling)
+    if config.shift != _SHIFT:
+        raise _refuse("shift", config.shift, str(_SHIFT))
     same = (
         "num_steps", "window_size", "chunk_width", "noise2clean_kvrange", "clean_chunk_kvrange",
         "clean_t", "cfg_t_range", "prev_chunk_scales", "text_scales",

@@ -73,6 +73,7 @@ class ToyboxMagiRecipe:
         image_steps: steps on single frames alone, at the start.
         image_every: afterwards every such step is an image step; 0 for none.
         window: chunks in flight when videos are made.
+        shift: of the sampler's time grid.
         t2v_share: share of pieces that start a video rather than continue one.
         i2v_share: share of those whose first latent frame is given.
         drop_share: share of items trained with the null caption.
@@ -98,6 +99,7 @@ class ToyboxMagiRecipe:
     image_steps: int = 1000
     image_every: int = 4
     window: int = 1
+    shift: float = 3.0
     t2v_share: float = 0.35
     i2v_share: float = 0.4
     drop_share: float = 0.1
@@ -173,7 +175,12 @@ class MagiBatches:
             )
             items = [shuffled_index(p, self.picture_count, seed=self.seed) for p in places]
             return self.images(items, rng)
-        layout = sample_layout(rng, t2v_share=self.recipe.t2v_share, window=self.recipe.window)
+        layout = sample_layout(
+            rng,
+            t2v_share=self.recipe.t2v_share,
+            window=self.recipe.window,
+            shift=self.recipe.shift,
+        )
         places = range(index * self.recipe.batch_size, (index + 1) * self.recipe.batch_size)
         if layout.num_clean == 0 and self.starts is not None:
             items = [shuffled_index(p, len(self.starts), seed=self.seed + 2) for p in places]
@@ -292,7 +299,13 @@ class MagiMethod(Method):
         rng = np.random.default_rng(derive_seed(self.seed, "validation"))
         window = recipe.window
         layouts = (
-            Layout(num_clean=clean, ages=tuple(reversed(range(count))), aligned=True, window=window)
+            Layout(
+                num_clean=clean,
+                ages=tuple(reversed(range(count))),
+                aligned=True,
+                window=window,
+                shift=recipe.shift,
+            )
             for clean, count in ((0, window), (1, max(1, window - 1)))
         )
         pictures = batches.pictures
@@ -327,7 +340,7 @@ class MagiMethod(Method):
             text_encoder=self.text,
             transformer=self.dit,
             vae=AutoencoderKLMagi1.from_pretrained(self.vae_folder),
-            sampling=TOYBOX_SAMPLING,
+            sampling=TOYBOX_SAMPLING | {"shift": self.recipe.shift},
         )
 
     def _losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:

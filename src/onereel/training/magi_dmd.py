@@ -136,7 +136,7 @@ class MagiDmdMethod(DmdMethod):
             recipe,
             student=student,
             critic=_critic(network, recipe),
-            grid=lambda count: 1 - time_grid(count),
+            grid=lambda count: 1 - time_grid(count, shift=self.config.shift),
         )
 
     def question(self, batch: Any, rows: slice, *, num_steps: int) -> Question:

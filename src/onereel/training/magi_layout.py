@@ -11,6 +11,7 @@ published and is ours.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +31,14 @@ class Layout:
         ages: window positions of the noisy chunks, oldest first (0 is the noisiest part).
         aligned: whether noise levels follow the window exactly.
         window: chunks in flight when videos are made.
+        shift: of the sampler's time grid.
     """
 
     num_clean: int
     ages: tuple[int, ...]
     aligned: bool
     window: int = 4
+    shift: float = 3.0
 
     @property
     def num_chunks(self) -> int:
@@ -61,6 +64,7 @@ def sample_layout(
     *,
     t2v_share: float = 0.65,
     window: int = 4,
+    shift: float = 3.0,
     max_chunks: int | None = None,
 ) -> Layout:
     """Draw a layout.
@@ -69,6 +73,7 @@ def sample_layout(
         rng: source of randomness.
         t2v_share: share of pieces that start a video; the others continue clean chunks.
         window: chunks in flight when videos are made; more than half of the pieces fill it.
+        shift: of the sampler's time grid.
         max_chunks: longest piece, at least 1; None for no limit. Longer ones are drawn again.
 
     Returns:
@@ -79,7 +84,7 @@ def sample_layout(
     while True:
         layout = _sample_any_layout(rng, t2v_share, window)
         if max_chunks is None or layout.num_chunks <= max_chunks:
-            return layout
+            return dataclasses.replace(layout, shift=shift)
 
 
 def _sample_any_layout(rng: np.random.Generator, t2v_share: float, window: int) -> Layout:
@@ -142,7 +147,7 @@ def sample_times(layout: Layout, batch: int, *, generator: torch.Generator) -> t
     if layout.aligned:
         phase = torch.rand((batch, 1), generator=generator)
         u = (torch.tensor([layout.ages]) + phase) / layout.window
-        noisy = shift_t(u * u, MAGI_SHIFT)
+        noisy = shift_t(u * u, 1 / layout.shift)
     else:
         noisy = random_times((batch, len(layout.ages)), generator)
         noisy = noisy.sort(dim=1, descending=True).values

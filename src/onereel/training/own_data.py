@@ -40,6 +40,7 @@ class OwnBatches:
             of the items see "high quality", half are told how many chunks are left.
         max_length: rows of text at most, special tokens included.
         window: chunks in flight when the checkpoint makes videos.
+        shift: of the time grid with which it makes them.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class OwnBatches:
         tokens: SpecialTokens | None = None,
         max_length: int = 800,
         window: int = 4,
+        shift: float = 3.0,
     ) -> None:
         self.clips, self.recipe = list(clips), recipe
         self.videos = [clip for clip in clips if clip.kind == "video"]
         self.seed = derive_seed(recipe.trainer.seed, "own-pieces")
-        self.tokens, self.max_length, self.window = tokens, max_length, window
+        self.tokens, self.max_length = tokens, max_length
+        self.window, self.shift = window, shift
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Gather batch `index`.
@@ -73,6 +76,7 @@ class OwnBatches:
             rng,
             t2v_share=self.recipe.t2v_share,
             window=self.window,
+            shift=self.shift,
             max_chunks=clips[0].num_chunks,
         )
         return self.pieces([self.long_enough(c, layout.num_chunks) for c in clips], layout, rng=rng)
@@ -129,7 +133,9 @@ class OwnBatches:
         if self.videos:
             longest = max(self.videos, key=lambda clip: clip.num_chunks)
             ages = tuple(range(min(self.window, longest.num_chunks)))[::-1]
-            layout = Layout(num_clean=0, ages=ages, aligned=True, window=self.window)
+            layout = Layout(
+                num_clean=0, ages=ages, aligned=True, window=self.window, shift=self.shift
+            )
             clips = self.videos[: self.recipe.batch_size]
             clips = [self.long_enough(clip, layout.num_chunks) for clip in clips]
             found["video"] = self.pieces(clips, layout, rng=rng)

@@ -111,13 +111,15 @@ def _batches(
     clips: Sequence[OwnClip], recipe: OwnDataRecipe, base: Base
 ) -> OwnBatches | PriorBatches:
     """Make the batches, of two kinds where there is a prior."""
+    sampling = sample_config(base.parts.sampling)
     own, prior = (
         OwnBatches(
             [clip for clip in clips if clip.prior == is_prior],
             recipe,
             tokens=base.tokens,
             max_length=int(base.config["caption_max_length"]),
-            window=sample_config(base.parts.sampling).window_size,
+            window=sampling.window_size,
+            shift=sampling.shift,
         )
         for is_prior in (False, True)
     )

@@ -270,7 +270,7 @@ class ShortcutMethod(Method):
         per_stage = number // layout.window
         phase = torch.randint(per_stage, (size, 1), generator=generator)
         index = torch.tensor([layout.ages]) * per_stage + phase
-        coarse, fine = time_grid(number), time_grid(2 * number)
+        coarse, fine = (time_grid(n, shift=self.config.shift) for n in (number, 2 * number))
         clean = 0.95 + 0.05 * torch.rand((size, layout.num_clean), generator=generator)
         start, middle, end = (
             torch.cat((clean, t), dim=1)
@@ -307,7 +307,7 @@ class ShortcutMethod(Method):
         """Denoise the validation's second chunks from fixed noise; return their latents."""
         batch = self.validation
         size = len(batch["latent"])
-        grid = time_grid(number)
+        grid = time_grid(number, shift=self.config.shift)
         times = torch.full((size, 2), self.config.clean_t)
         times[:, 1] = grid[0]
         flow = corrupt(
