@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from onereel.training.data import BatchStream, ToyboxClips, shuffled_index, to_video
-from onereel.training.vae import ToyboxVaeRecipe, VaeBatches
+from onereel.training.vae import ToyboxVaeRecipe
+from onereel.training.vae_tiles import VaeBatches
 
 SMALL = ToyboxVaeRecipe(height=32, width=32, batch_size=2, short_share=0.3)
 

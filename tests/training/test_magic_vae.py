@@ -16,7 +16,7 @@ from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.models.magic_vae.preview import colours_of
 from onereel.training.engine import Trainer, TrainerConfig
 from onereel.training.magic_vae import MagicVaeMethod, ToyboxMagicVaeRecipe, start_as_pooling
-from onereel.training.vae import VaeBatches
+from onereel.training.vae_tiles import VaeBatches
 
 
 @pytest.fixture

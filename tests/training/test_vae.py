@@ -23,13 +23,8 @@ from onereel.training.pixel_losses import (
     saturation,
     temporal_error,
 )
-from onereel.training.vae import (
-    ToyboxVaeRecipe,
-    VaeBatches,
-    VaeMethod,
-    as_tiles,
-    crowded_episode,
-)
+from onereel.training.vae import ToyboxVaeRecipe, VaeMethod, as_tiles
+from onereel.training.vae_tiles import VaeBatches, crowded_episode
 from onereel.world import render
 
 
@@ -158,6 +153,7 @@ def test_a_decoder_learns_alone(tiny_recipe: ToyboxVaeRecipe, tmp_path: Path) ->
     )
     Trainer(*again.build(), config=again.trainer, out=tmp_path / "b", quiet=True).fit()
     before, after = (AutoencoderKLMagi1.from_pretrained(tmp_path / n / "export") for n in "ab")
+    assert str(tmp_path) not in (tmp_path / "b/export/config.json").read_text()
     assert after.config.latents_mean == before.config.latents_mean
     assert after.config.latents_std == before.config.latents_std
     assert after.config.latent_rgb_factors == before.config.latent_rgb_factors
@@ -169,6 +165,26 @@ def test_a_decoder_learns_alone(tiny_recipe: ToyboxVaeRecipe, tmp_path: Path) ->
     assert changed == {"decoder"}
     with pytest.raises(ConfigError, match="decoder_only: expected init"):
         dataclasses.replace(tiny_recipe, decoder_only=True)
+
+
+def test_a_decoder_is_shown_latents_that_are_off(
+    tiny_recipe: ToyboxVaeRecipe, tmp_path: Path
+) -> None:
+    Trainer(*tiny_recipe.build(), config=tiny_recipe.trainer, out=tmp_path / "a", quiet=True).fit()
+    alone = dataclasses.replace(tiny_recipe, init=str(tmp_path / "a/export"), decoder_only=True)
+    method = VaeMethod(alone)
+    batch = VaeBatches(alone)[0]
+    losses, seen = [], []
+    method.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    for amount in (0.0, 1.0):
+        method.recipe = dataclasses.replace(alone, latent_noise=amount)
+        losses.append(method.train_step(batch, 3)["l1"].item())
+    assert losses[0] != losses[1]
+    moved = (seen[1] - seen[0]).transpose(0, 1).flatten(1).std(1)
+    unit = torch.tensor(method.vae.config.latents_std)
+    assert (0.02 * unit < moved).all() and (moved < unit).all()
+    with pytest.raises(ConfigError, match="latent_noise: expected decoder_only"):
+        dataclasses.replace(tiny_recipe, latent_noise=0.1)
 
 
 def test_activations_computed_twice_give_the_same_gradients_with_less_memory(

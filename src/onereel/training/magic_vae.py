@@ -21,7 +21,8 @@ from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.models.magic_vae.preview import fit_colours
 from onereel.training.data import BatchStream, to_video
 from onereel.training.engine import Method, Stream
-from onereel.training.vae import ToyboxVaeRecipe, VaeBatches, VaeMethod
+from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
+from onereel.training.vae_tiles import VaeBatches
 
 _COLOURS = 3
 

@@ -7,7 +7,6 @@ deviation. Losses are taken in float32; the network runs under autocast when the
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -27,7 +25,7 @@ from onereel.core.seeds import derive_seed
 from onereel.models.magi_vae import VAE_PRESETS
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.preview import fit_latent_rgb
-from onereel.training.data import BatchStream, ToyboxClips, to_video
+from onereel.training.data import BatchStream, to_video
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.optim import build_optimizers
@@ -39,9 +37,7 @@ from onereel.training.pixel_losses import (
     saturation,
     temporal_error,
 )
-from onereel.world import Episode, render, sample_spec, simulate
-
-_CAMERA_MOVES = ("pan", "zoom")
+from onereel.training.vae_tiles import VaeBatches, fixed_tiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +70,8 @@ class ToyboxVaeRecipe:
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 between frames.
         reach: pixels so near to an object count as it does.
+        latent_noise: largest deviation of noise on the latents that are decoded, in their own
+            deviations and drawn per tile: what transformers make is never quite on the mark.
         init: folder of a VAE to start from, or empty.
         decoder_only: train the decoder for the latents of `init`, so that transformers trained on
             them stay of use.
@@ -106,6 +104,7 @@ class ToyboxVaeRecipe:
     object_weight: float = 16.0
     motion_weight: float = 4.0
     reach: int = 0
+    latent_noise: float = 0.0
     init: str = ""
     decoder_only: bool = False
     workers: int = 1
@@ -127,6 +126,9 @@ class ToyboxVaeRecipe:
         """Check what a decoder is trained for."""
         if self.decoder_only and not self.init:
             raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
+        if self.latent_noise and not self.decoder_only:
+            hint = "the deviations of latents that are still learned are not known"
+            raise ConfigError("latent_noise", expected="decoder_only", got="false", hint=hint)
 
     def build(self) -> tuple[Method, Stream]:
         """Make the VAE with its optimizers, and the stream of rendered tiles.
@@ -135,112 +137,6 @@ class ToyboxVaeRecipe:
             The method and the stream.
         """
         return VaeMethod(self), BatchStream(VaeBatches(self), workers=self.workers)
-
-
-class VaeBatches:
-    """Batches of rendered tiles; batch i depends on the recipe's seed and i only.
-
-    Args:
-        recipe: sizes and the seed.
-    """
-
-    def __init__(self, recipe: ToyboxVaeRecipe) -> None:
-        self.recipe = recipe
-        seed = derive_seed(recipe.trainer.seed, "vae")
-        clips = functools.partial(
-            ToyboxClips, num_frames=24 * recipe.reuse, height=recipe.height, width=recipe.width
-        )
-        self.clips, self.camera_clips = clips(seed), clips(seed, motions=_CAMERA_MOVES)
-        self._rendered: tuple[int, list[np.ndarray]] | None = None
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Render batch `index`: uint8, [B, F, H, W, 3]."""
-        recipe = self.recipe
-        rng = np.random.default_rng(derive_seed(recipe.trainer.seed, "vae-batch", index))
-        frames = recipe.frames
-        if rng.random() < recipe.short_share:
-            frames = int(rng.choice(recipe.short_frames))
-        group, part = divmod(index, recipe.reuse)
-        tiles = []
-        for item, video in enumerate(self._group(group)):
-            second = (part + item) % recipe.reuse
-            start = 24 * second + int(rng.integers(0, 24 - frames + 1))
-            tiles.append(self._cropped(video[start : start + frames], rng))
-        return torch.from_numpy(np.stack(tiles))
-
-    def _cropped(self, video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        size = self.recipe.crop
-        if size is None:
-            return video
-        y, x = (int(rng.integers(0, side - size + 1)) for side in video.shape[1:3])
-        return video[:, y : y + size, x : x + size]
-
-    def _group(self, group: int) -> list[np.ndarray]:
-        """Render the clips that `reuse` batches in a row share, one second each."""
-        if self._rendered is None or self._rendered[0] != group:
-            size = self.recipe.batch_size
-            clips = [self._video(group * size + i) for i in range(size)]
-            self._rendered = (group, clips)
-        return self._rendered[1]
-
-    def _video(self, index: int) -> np.ndarray:
-        """Render clip `index`: every fourth as the world has it, the others crowded."""
-        rng = np.random.default_rng(derive_seed(self.clips.seed, "camera", index))
-        if rng.random() < self.recipe.camera_share:
-            return self.camera_clips[index].video
-        if self.recipe.crowd == 1 or index % 4 == 0:
-            return self.clips[index].video
-        rng = np.random.default_rng(derive_seed(self.clips.seed, "crowd", index))
-        return render(crowded_episode(rng, self.recipe))
-
-
-def crowded_episode(rng: np.random.Generator, recipe: ToyboxVaeRecipe) -> Episode:
-    """Put the objects of several scenes into one, each scene shifted by some pixels.
-
-    Objects cover a few per cent of a lawful scene; what is hard to learn are their edges.
-
-    Args:
-        rng: source of randomness.
-        recipe: sizes, and the number of scenes.
-
-    Returns:
-        An episode that obeys no law, to be rendered and not to be believed.
-    """
-    size = {"height": recipe.height, "width": recipe.width, "num_frames": 24 * recipe.reuse}
-    scenes: list[Episode] = []
-    for _ in range(recipe.crowd):
-        episode = simulate(sample_spec(rng), int(rng.integers(2**31)), **size)
-        shift = rng.uniform(-0.25, 0.25, 2) * (recipe.width, recipe.height) if scenes else (0, 0)
-        episode.state[..., :2] += np.asarray(shift, dtype=np.float32)
-        scenes.append(episode)
-    return dataclasses.replace(
-        scenes[0],
-        state=np.concatenate([scene.state for scene in scenes], axis=1),
-        opacity=np.concatenate([scene.opacity for scene in scenes], axis=1),
-        rgb=np.concatenate([scene.rgb for scene in scenes], axis=1),
-    )
-
-
-def fixed_tiles(recipe: ToyboxVaeRecipe, tag: str, *, count: int) -> Tensor:
-    """Render a fixed set of tiles that training never sees.
-
-    Args:
-        recipe: sizes and the seed.
-        tag: name of the set.
-        count: number of tiles.
-
-    Returns:
-        uint8, [count, F, H, W, 3].
-    """
-    clips = ToyboxClips(
-        derive_seed(recipe.trainer.seed, "vae-fixed", tag),
-        num_frames=48,
-        height=recipe.height,
-        width=recipe.width,
-    )
-    starts = [(i % (48 // recipe.frames)) * recipe.frames for i in range(count)]
-    tiles = [clips[i].video[start : start + recipe.frames] for i, start in enumerate(starts)]
-    return torch.from_numpy(np.stack(tiles))
 
 
 def as_tiles(frames: Tensor) -> Tensor:
@@ -362,6 +258,10 @@ class VaeMethod(Method):
         mean, std = through(self.vae, lambda vae: _posterior(vae, video))
         generator = step_generator(recipe.trainer.seed, step, tag="posterior")
         noise = torch.randn((len(whole), *mean.shape[1:]), generator=generator)[rows].to(mean)
+        if recipe.latent_noise:
+            level = recipe.latent_noise * torch.rand((len(whole), 1, 1, 1, 1), generator=generator)
+            unit = mean.new_tensor(self.vae.config.latents_std).view(-1, 1, 1, 1)
+            std = (std.square() + (level[rows].to(mean) * unit).square()).sqrt()
         latent = mean + std * noise
         decode = functools.partial(_decode, latent=latent, options=self.decode_options)
         output = through(self.vae, decode).float()
@@ -435,7 +335,9 @@ class VaeMethod(Method):
         Args:
             folder: the diffusers folder; the sheet is `sheet.png` in its parent.
         """
-        exported = AutoencoderKLMagi1.from_config(dict(self.vae.config))
+        # A config that was read from a folder names it, which is nobody's business.
+        config = {k: v for k, v in self.vae.config.items() if k != "_name_or_path"}
+        exported = AutoencoderKLMagi1.from_config(config)
         # Rounded first, measured then: the statistics are those of the weights that users load.
         rounded = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
         exported.load_state_dict(rounded)
