@@ -91,5 +91,11 @@ def test_a_decoder_learns_alone(recipe: ToyboxMagicVaeRecipe, tmp_path: Path) ->
         if not torch.equal(value, before.state_dict()[name])
     }
     assert changed == {"decoder", "post_quant_conv"}
+    method = MagicVaeMethod(dataclasses.replace(again, latent_noise=0.1))
+    deviations = method.latent_deviations()
+    assert deviations.tolist() == pytest.approx([1 / before.config.scaling_factor] * 16)
+    batch = VaeBatches(again)[0]
+    noisy, plain = (m.train_step(batch, 0)["l1"] for m in (method, MagicVaeMethod(again)))
+    assert torch.isfinite(noisy) and noisy != plain
     with pytest.raises(ConfigError, match="decoder_only: expected init"):
         dataclasses.replace(recipe, decoder_only=True)

@@ -83,6 +83,11 @@ class MagicVaeMethod(VaeMethod):
         # Several times faster on a CPU; the numbers are the same.
         return vae.to(memory_format=torch.channels_last_3d)
 
+    def latent_deviations(self) -> Tensor:
+        """Give the deviation of the latents of `init`, the same for all channels, [C]."""
+        config = self.vae.config
+        return torch.full((int(config.latent_channels),), 1 / float(config.scaling_factor))
+
     def as_input(self, frames: Tensor) -> Tensor:
         """Make the VAE's input [B, 3, F, H, W] of stored frames, uint8 [B, F, H, W, 3]."""
         return to_video(frames)

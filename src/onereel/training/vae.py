@@ -230,6 +230,10 @@ class VaeMethod(Method):
         vae.decoder.conv_out.to(memory_format=torch.channels_last_3d)
         return vae
 
+    def latent_deviations(self) -> Tensor:
+        """Give the deviation of every channel of the latents of `init`, [C]."""
+        return torch.tensor(self.vae.config.latents_std or [1.0] * self.vae.config.z_dim)
+
     def as_input(self, frames: Tensor) -> Tensor:
         """Make the VAE's input [B, 3, F, H, W] of stored frames, uint8 [B, F, H, W, 3]."""
         return as_tiles(frames)
@@ -260,7 +264,7 @@ class VaeMethod(Method):
         noise = torch.randn((len(whole), *mean.shape[1:]), generator=generator)[rows].to(mean)
         if recipe.latent_noise:
             level = recipe.latent_noise * torch.rand((len(whole), 1, 1, 1, 1), generator=generator)
-            unit = mean.new_tensor(self.vae.config.latents_std).view(-1, 1, 1, 1)
+            unit = self.latent_deviations().to(mean).view(-1, 1, 1, 1)
             std = (std.square() + (level[rows].to(mean) * unit).square()).sqrt()
         latent = mean + std * noise
         decode = functools.partial(_decode, latent=latent, options=self.decode_options)
