@@ -9,6 +9,7 @@ noise on the latents (of their own deviation). 32 clips of pans and zooms and 72
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from onereel.evaluation.toybox.prompts import prompt_scores
 from onereel.evaluation.toybox.tracker import track
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
+from onereel.models.magi_vae.pixels import to_uint8
 from onereel.runtime.source import resolve_model
 from onereel.training.pixel_losses import OBJECT_SATURATION, psnr
 from onereel.world import sample_clip
@@ -28,6 +30,7 @@ CAMERA = ("pan", "zoom")
 SECOND, LATENTS = 24, 6  # frames and latent frames of a chunk
 
 
+@functools.cache
 def load(name: str) -> AutoencoderKLMagi1:
     """Load a VAE in float32 from its folder, or from a checkpoint."""
     folder = (
@@ -53,7 +56,7 @@ def measure(job: tuple[int, tuple[str, ...] | None, list[str], float]) -> list[d
     for name in names:
         vae = load(name)
         decoded = torch.cat([vae.decode_chunk(part) for part in latent.split(LATENTS, 2)], 2)
-        shown = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte()[0].permute(1, 2, 3, 0).numpy()
+        shown = to_uint8(decoded)[0].permute(1, 2, 3, 0).numpy()
         scores = prompt_scores(track(shown, fps=SECOND), clip.specs[0])
         error = np.square((shown.astype(np.float64) - true) / 127.5).mean(-1)
         on_objects = float(error[objects].mean()) if objects.any() else np.nan

@@ -123,12 +123,13 @@ def test_batches_depend_on_the_index_only(
 def test_pieces_are_cut_at_chunks_and_starts_begin_where_the_clip_does(
     recipe: ToyboxMagiRecipe, cache: LatentCache
 ) -> None:
-    batches = MagiBatches(recipe, cache)
+    batches = MagiBatches(dataclasses.replace(recipe, shift=1.5), cache)
     latest = 0
     for index in (i for i in range(40) if not batches.is_image(i)):
         batch = batches[index]
         layout = batch["layout"]
         assert batch["latent"].shape == (2, 16, WIDTH * layout.num_chunks, 4, 4)
+        assert layout.shift == 1.5
         for latent, given, captions in zip(
             batch["latent"], batch["given"], batch["captions"], strict=True
         ):

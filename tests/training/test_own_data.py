@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.own_base import OwnDataRecipe
 from onereel.training.own_cache import OwnClip
 from onereel.training.own_data import WIDTH, OwnBatches
+from onereel.training.own_run import _batches
 
 LENGTHS = (1, 2, 5, 1, 9)
 RECIPE = OwnDataRecipe(data="none", batch_size=3, image_batch_size=4, image_share=0.3)
@@ -43,11 +46,13 @@ def first_values(latent: Tensor) -> list[int]:
 
 
 def test_a_batch_depends_on_its_index_only(clips: list[OwnClip]) -> None:
-    batches = OwnBatches(clips, RECIPE)
-    stream = BatchStream(OwnBatches(clips, RECIPE))
+    batches = OwnBatches(clips, RECIPE, shift=1.5)
+    assert batches.fixed()["video"]["layout"].shift == 1.5
+    stream = BatchStream(OwnBatches(clips, RECIPE, shift=1.5))
     for index, batch in enumerate(itertools.islice(stream.batches(5), 6), 5):
         again = batches[index]
         assert batch["layout"] == again["layout"]
+        assert batch["layout"] is None or batch["layout"].shift == 1.5
         for name in ("latent", "given", "hidden", "mask", "numbers"):
             assert torch.equal(batch[name], again[name])
 
@@ -148,3 +153,11 @@ def test_special_tokens_stand_where_generation_puts_them(tmp_path: Path) -> None
             assert shown == (front + [4.0] * 5)[:6]
             seen.add(tuple(value == hq for value in front))
     assert len(seen) == 4
+
+
+def test_pieces_are_noised_as_the_checkpoint_samples(clips: list[OwnClip]) -> None:
+    sampling = {"num_steps": 4, "window_size": 1, "noise2clean_kvrange": (2,), "shift": 1.5}
+    parts = SimpleNamespace(sampling=sampling)
+    base: Any = SimpleNamespace(parts=parts, tokens=None, config={"caption_max_length": 128})
+    batches = _batches(clips, RECIPE, base)
+    assert isinstance(batches, OwnBatches) and (batches.window, batches.shift) == (1, 1.5)

@@ -39,6 +39,7 @@ def distil(
 ) -> ToyboxDistillRecipe:
     """A recipe whose teacher has random weights, a window of two and guidance of all kinds."""
     monkeypatch.setattr("onereel.training.magi.TOYBOX_SAMPLING", WINDOW_OF_TWO)
+    recipe = dataclasses.replace(recipe, shift=1.5)
     method = MagiMethod(recipe, LatentCache(recipe.cache))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

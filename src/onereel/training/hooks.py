@@ -1,9 +1,10 @@
-"""What a block of a network returns while it is called."""
+"""What is taken from networks: a block's output while it is called, a config that others read."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,3 +21,8 @@ def output_of(block: nn.Module | None) -> Iterator[list[Tensor]]:
         yield outputs
     finally:
         handle.remove()
+
+
+def exported_config(network: Any) -> dict[str, Any]:
+    """Give a network's config without the folder it was read from, which is nobody's business."""
+    return {key: value for key, value in network.config.items() if key != "_name_or_path"}

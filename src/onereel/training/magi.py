@@ -32,7 +32,7 @@ from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
 from onereel.training.flow import FlowShares, corrupt
-from onereel.training.hooks import output_of
+from onereel.training.hooks import exported_config, output_of
 from onereel.training.latent_cache import CachedClip, LatentCache, check_alike, open_caches
 from onereel.training.magi_layout import Layout, sample_layout
 from onereel.training.optim import network_optimizers
@@ -390,15 +390,10 @@ def export_pipeline(
         vae: the VAE.
         sampling: what the checkpoint asks of the sampler.
     """
-    # A config that was read from a folder names it, which is nobody's business.
-    settings = [
-        {key: value for key, value in network.config.items() if key != "_name_or_path"}
-        for network in (transformer, vae)
-    ]
     copies: dict[str, Any] = {
-        "transformer": Magi1Transformer3DModel.from_config(settings[0]),
+        "transformer": Magi1Transformer3DModel.from_config(exported_config(transformer)),
         "text_encoder": type(text_encoder)(text_encoder.config),
-        "vae": AutoencoderKLMagi1.from_config(settings[1]),
+        "vae": AutoencoderKLMagi1.from_config(exported_config(vae)),
     }
     originals = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
     for name, network in copies.items():

@@ -38,7 +38,7 @@ from onereel.pipelines.magic141_t2v import Magic141Pipeline
 from onereel.samplers.schedule import shift_sigma
 from onereel.training.data import BatchStream, shuffled_index
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
-from onereel.training.hooks import output_of
+from onereel.training.hooks import exported_config, output_of
 from onereel.training.latent_cache import CachedClip, LatentCache, open_caches
 from onereel.training.magic_cache import frame_of
 from onereel.training.magic_text import NOTHING, MagicText
@@ -453,9 +453,7 @@ def export_magic_pipeline(
     for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
         network = parts[name]
         if isinstance(network, HunyuanVideoTransformer3DModel | AutoencoderKLHunyuanVideo):
-            # A config that was read from a folder names it, which is nobody's business.
-            config = {k: v for k, v in network.config.items() if k != "_name_or_path"}
-            copy: Any = type(network).from_config(config)
+            copy: Any = type(network).from_config(exported_config(network))
         else:
             copy = type(network)(network.config)
         copy.load_state_dict(network.state_dict())

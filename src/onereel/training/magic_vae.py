@@ -21,6 +21,7 @@ from onereel.models.magic_vae.presets import MAGIC_VAE_PRESETS
 from onereel.models.magic_vae.preview import fit_colours
 from onereel.training.data import BatchStream, to_video
 from onereel.training.engine import Method, Stream
+from onereel.training.hooks import exported_config
 from onereel.training.vae import ToyboxVaeRecipe, VaeMethod
 from onereel.training.vae_tiles import VaeBatches
 
@@ -83,10 +84,9 @@ class MagicVaeMethod(VaeMethod):
         # Several times faster on a CPU; the numbers are the same.
         return vae.to(memory_format=torch.channels_last_3d)
 
-    def latent_deviations(self) -> Tensor:
-        """Give the deviation of the latents of `init`, the same for all channels, [C]."""
-        config = self.vae.config
-        return torch.full((int(config.latent_channels),), 1 / float(config.scaling_factor))
+    def latent_deviations(self, like: Tensor) -> Tensor:
+        """Give the deviation of the latents of `init`, one for all channels."""
+        return like.new_tensor(1 / float(self.vae.config.scaling_factor))
 
     def as_input(self, frames: Tensor) -> Tensor:
         """Make the VAE's input [B, 3, F, H, W] of stored frames, uint8 [B, F, H, W, 3]."""
@@ -99,8 +99,7 @@ class MagicVaeMethod(VaeMethod):
         Args:
             folder: the diffusers folder; the sheet is `sheet.png` in its parent.
         """
-        config = {k: v for k, v in self.vae.config.items() if k != "_name_or_path"}
-        exported = AutoencoderKLHunyuanVideo.from_config(config)
+        exported = AutoencoderKLHunyuanVideo.from_config(exported_config(self.vae))
         # Rounded first, measured then: the scale is that of the weights that users load.
         state = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
         exported.load_state_dict(state)

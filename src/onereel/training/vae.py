@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from onereel.core.errors import ConfigError
 from onereel.core.seeds import derive_seed
-from onereel.models.magi_vae import VAE_PRESETS
+from onereel.models.magi_vae import VAE_PRESETS, pixels
 from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.preview import fit_latent_rgb
 from onereel.training.data import BatchStream, to_video
 from onereel.training.distributed import through
 from onereel.training.engine import Method, Stream, TrainerConfig, step_generator
+from onereel.training.hooks import exported_config
 from onereel.training.optim import build_optimizers
 from onereel.training.pixel_losses import (
     OBJECT_SATURATION,
@@ -230,9 +231,9 @@ class VaeMethod(Method):
         vae.decoder.conv_out.to(memory_format=torch.channels_last_3d)
         return vae
 
-    def latent_deviations(self) -> Tensor:
-        """Give the deviation of every channel of the latents of `init`, [C]."""
-        return torch.tensor(self.vae.config.latents_std or [1.0] * self.vae.config.z_dim)
+    def latent_deviations(self, like: Tensor) -> Tensor:
+        """Give the deviation of every channel of the latents of `init`, to broadcast to `like`."""
+        return pixels.latent_statistics(self.vae.config, like)[1]
 
     def as_input(self, frames: Tensor) -> Tensor:
         """Make the VAE's input [B, 3, F, H, W] of stored frames, uint8 [B, F, H, W, 3]."""
@@ -264,8 +265,8 @@ class VaeMethod(Method):
         noise = torch.randn((len(whole), *mean.shape[1:]), generator=generator)[rows].to(mean)
         if recipe.latent_noise:
             level = recipe.latent_noise * torch.rand((len(whole), 1, 1, 1, 1), generator=generator)
-            unit = self.latent_deviations().to(mean).view(-1, 1, 1, 1)
-            std = (std.square() + (level[rows].to(mean) * unit).square()).sqrt()
+            extra = level[rows].to(mean) * self.latent_deviations(mean)
+            std = (std.square() + extra.square()).sqrt()
         latent = mean + std * noise
         decode = functools.partial(_decode, latent=latent, options=self.decode_options)
         output = through(self.vae, decode).float()
@@ -339,9 +340,7 @@ class VaeMethod(Method):
         Args:
             folder: the diffusers folder; the sheet is `sheet.png` in its parent.
         """
-        # A config that was read from a folder names it, which is nobody's business.
-        config = {k: v for k, v in self.vae.config.items() if k != "_name_or_path"}
-        exported = AutoencoderKLMagi1.from_config(config)
+        exported = AutoencoderKLMagi1.from_config(exported_config(self.vae))
         # Rounded first, measured then: the statistics are those of the weights that users load.
         rounded = {name: value.bfloat16() for name, value in self.vae.state_dict().items()}
         exported.load_state_dict(rounded)
