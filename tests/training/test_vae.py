@@ -144,6 +144,32 @@ def test_the_temporal_error_sees_what_stands_still_and_should_not() -> None:
     assert temporal_error(torch.zeros_like(steady) + 0.3) == 0
     assert temporal_error(stepping - steady) > 0.1
     assert temporal_error(torch.rand(1, 3, 1, 4, 4)) == 0
+    assert temporal_error(torch.rand(1, 3, 1, 4, 4), torch.rand(1, 3, 1, 4, 4), floor=0.1) == 0
+
+
+def test_over_its_own_change_a_slow_motion_weighs_as_much_as_a_fast_one() -> None:
+    fast = torch.rand(2, 3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    slow, rest = 0.1 * fast, torch.zeros_like(fast)
+    frozen = [temporal_error(-video, video, floor=1e-6) for video in (fast, slow)]
+    assert frozen == pytest.approx([1.0, 1.0], rel=1e-3)
+    assert temporal_error(-slow) == pytest.approx(0.1 * float(temporal_error(-fast)))
+    # What rests counts by the floor, and every item by itself.
+    mixed = torch.cat((fast[:1], rest[:1]))
+    flicker = torch.cat((rest[:1], slow[:1]))
+    change = float(slow[:1].diff(dim=2).abs().mean())
+    assert temporal_error(flicker, mixed, floor=0.01) == pytest.approx(change / 0.01 / 2)
+
+
+def test_the_temporal_floor_is_above_zero(tiny_recipe: ToyboxVaeRecipe) -> None:
+    with pytest.raises(ConfigError, match="temporal_floor"):
+        dataclasses.replace(tiny_recipe, temporal=1.0, temporal_floor=0.0)
+    still = dataclasses.replace(tiny_recipe, temporal=1.0, temporal_floor=0.002)
+    plain = dataclasses.replace(still, temporal_floor=None)
+    parts = []
+    for recipe in (still, plain):
+        parts.append(VaeMethod(recipe).train_step(VaeBatches(recipe)[0], 0))
+    assert parts[0]["temporal"] > 2 * parts[1]["temporal"] > 0
+    assert parts[0]["l1"] == parts[1]["l1"]
 
 
 def test_a_decoder_learns_alone(tiny_recipe: ToyboxVaeRecipe, tmp_path: Path) -> None:

@@ -65,16 +65,26 @@ def edge_error(error: Tensor, weights: Tensor) -> Tensor:
     return down.mean() + right.mean()
 
 
-def temporal_error(error: Tensor) -> Tensor:
+def temporal_error(error: Tensor, video: Tensor | None = None, *, floor: float = 0.0) -> Tensor:
     """Take the mean absolute error of the differences between frames, all pixels alike.
+
+    A zoom changes a fifth of what a pan does from frame to frame. Over the video's own change both
+    weigh the same, and frames that stand still where they should move cost 1.
 
     Args:
         error: reconstruction minus target, [B, 3, F, H, W].
+        video: the target; its mean change, plus `floor`, divides the error of every item.
+        floor: keeps items that rest from outweighing all others; pixels are in [-1, 1].
 
     Returns:
         Scalar; 0 for a single frame.
     """
-    return error.diff(dim=2).abs().mean() if error.shape[2] > 1 else error.new_zeros(())
+    if error.shape[2] < 2:
+        return error.new_zeros(())
+    wrong = error.diff(dim=2).abs().flatten(1).mean(1)
+    if video is not None:
+        wrong = wrong / (video.diff(dim=2).abs().flatten(1).mean(1) + floor)
+    return wrong.mean()
 
 
 def psnr(squared_error: float) -> float:

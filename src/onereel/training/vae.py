@@ -67,6 +67,8 @@ class ToyboxVaeRecipe:
             fall onto one axis for a long time, because objects are few pixels.
         temporal: weight of the absolute error of frame differences; without it a faint background
             that moves is drawn anew once per latent frame.
+        temporal_floor: takes that error over each tile's own change plus this, so that a slow zoom
+            weighs as much as a pan; none for the plain error.
         kl: weight of the mean KL divergence per latent element.
         object_weight: extra weight of a pixel of full saturation.
         motion_weight: extra weight of a pixel that changes by 1 between frames.
@@ -101,6 +103,7 @@ class ToyboxVaeRecipe:
     edge: float = 1.0
     chroma: float = 3.0
     temporal: float = 0.0
+    temporal_floor: float | None = None
     kl: float = 1e-5
     object_weight: float = 16.0
     motion_weight: float = 4.0
@@ -127,6 +130,8 @@ class ToyboxVaeRecipe:
         """Check what a decoder is trained for."""
         if self.decoder_only and not self.init:
             raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
+        if self.temporal_floor is not None and self.temporal_floor <= 0:
+            raise ConfigError("temporal_floor", expected="above 0, or none", got=self.temporal_floor)
         if self.latent_noise and not self.decoder_only:
             hint = "the deviations of latents that are still learned are not known"
             raise ConfigError("latent_noise", expected="decoder_only", got="false", hint=hint)
@@ -276,7 +281,7 @@ class VaeMethod(Method):
             "l2": (error.square() * weights).mean(),
             "edge": edge_error(error, weights),
             "chroma": ((error - error.mean(1, keepdim=True)).abs() * weights).mean(),
-            "temporal": temporal_error(error),
+            "temporal": self._temporal_error(error, video),
             "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
         }
         loss = sum(getattr(recipe, name) * value for name, value in terms.items())
@@ -284,6 +289,10 @@ class VaeMethod(Method):
         terms |= {"latent_mean": values.mean(), "latent_square": values.square().mean()}
         share = len(video) / len(whole)
         return {name: value * share for name, value in {"loss": loss, **terms}.items()}
+
+    def _temporal_error(self, error: Tensor, video: Tensor) -> Tensor:
+        floor = self.recipe.temporal_floor
+        return temporal_error(error) if floor is None else temporal_error(error, video, floor=floor)
 
     def finish(self, scalars: dict[str, float]) -> dict[str, float]:
         """Take what is no mean over items from the means over the whole batch.
