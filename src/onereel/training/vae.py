@@ -131,7 +131,9 @@ class ToyboxVaeRecipe:
         if self.decoder_only and not self.init:
             raise ConfigError("decoder_only", expected="init, whose latents stay", got="none")
         if self.temporal_floor is not None and self.temporal_floor <= 0:
-            raise ConfigError("temporal_floor", expected="above 0, or none", got=self.temporal_floor)
+            raise ConfigError(
+                "temporal_floor", expected="above 0, or none", got=self.temporal_floor
+            )
         if self.latent_noise and not self.decoder_only:
             hint = "the deviations of latents that are still learned are not known"
             raise ConfigError("latent_noise", expected="decoder_only", got="false", hint=hint)
