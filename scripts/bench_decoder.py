@@ -4,6 +4,8 @@ python scripts/bench_decoder.py toybox-magi/vae runs/decoder/export --noise 0 0.
 
 Folders of VAEs, or of a checkpoint with one. All of them decode what the first one encodes, with
 noise on the latents (of their own deviation). 32 clips of pans and zooms and 72 of all motions.
+`zoomed` is how far zooms come, over what was asked, and `zoom_step` the median of their steps from
+frame to frame, over what was asked; medians of all zooms.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from onereel.models.magi_vae.model import AutoencoderKLMagi1
 from onereel.models.magi_vae.pixels import to_uint8
 from onereel.runtime.source import resolve_model
 from onereel.training.pixel_losses import OBJECT_SATURATION, psnr
-from onereel.world import sample_clip
+from onereel.world import ZOOM_RATE, sample_clip
 
 CAMERA = ("pan", "zoom")
 SECOND, LATENTS = 24, 6  # frames and latent frames of a chunk
@@ -57,21 +59,30 @@ def measure(job: tuple[int, tuple[str, ...] | None, list[str], float]) -> list[d
         vae = load(name)
         decoded = torch.cat([vae.decode_chunk(part) for part in latent.split(LATENTS, 2)], 2)
         shown = to_uint8(decoded)[0].permute(1, 2, 3, 0).numpy()
-        scores = prompt_scores(track(shown, fps=SECOND), clip.specs[0])
+        tracking = track(shown, fps=SECOND)
+        scores = prompt_scores(tracking, clip.specs[0])
         error = np.square((shown.astype(np.float64) - true) / 127.5).mean(-1)
         on_objects = float(error[objects].mean()) if objects.any() else np.nan
         kept = {"event": scores["event_acc"], "all": scores["all_correct"]}
         errors = {"error": error.mean(), "on_objects": on_objects}
-        found.append({"motion": clip.specs[0].motion, **kept, **errors})
+        row = {"motion": clip.specs[0].motion, **kept, **errors}
+        if row["motion"] == "zoom":
+            sign = 1 if clip.specs[0].camera == "zoom_in" else -1
+            steps = sign * np.diff(np.log(tracking.camera[:, 2])) * SECOND / ZOOM_RATE
+            row |= {"zoomed": steps.mean(), "zoom_step": np.median(steps)}
+        found.append(row)
     return found
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Count what is seen of pans and zooms, and average the rest."""
     others = [row for row in rows if row["motion"] not in CAMERA]
+    zooms = [row for row in rows if row["motion"] == "zoom"]
     events = {m: [row["event"] for row in rows if row["motion"] == m] for m in CAMERA}
     return {
         **{f"{m}s": f"{sum(v):.0f} of {len(v)}" for m, v in events.items()},
+        "zoomed": round(float(np.median([row["zoomed"] for row in zooms])), 2),
+        "zoom_step": round(float(np.median([row["zoom_step"] for row in zooms])), 2),
         "others": len(others),
         "all_right": round(float(np.mean([row["all"] for row in others])), 3),
         "psnr": round(psnr(float(np.mean([row["error"] for row in others]))), 2),

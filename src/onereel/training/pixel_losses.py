@@ -65,7 +65,7 @@ def edge_error(error: Tensor, weights: Tensor) -> Tensor:
     return down.mean() + right.mean()
 
 
-def temporal_error(error: Tensor, video: Tensor | None = None, *, floor: float = 0.0) -> Tensor:
+def temporal_error(error: Tensor, video: Tensor, *, floor: float | None = None) -> Tensor:
     """Take the mean absolute error of the differences between frames, all pixels alike.
 
     A zoom changes a fifth of what a pan does from frame to frame. Over the video's own change both
@@ -73,8 +73,9 @@ def temporal_error(error: Tensor, video: Tensor | None = None, *, floor: float =
 
     Args:
         error: reconstruction minus target, [B, 3, F, H, W].
-        video: the target; its mean change, plus `floor`, divides the error of every item.
-        floor: keeps items that rest from outweighing all others; pixels are in [-1, 1].
+        video: the target, of the same shape, with pixels in [-1, 1].
+        floor: the mean change of an item's target, plus this, divides its error; None divides by
+            nothing, and 0 would let items that rest outweigh all others.
 
     Returns:
         Scalar; 0 for a single frame.
@@ -82,7 +83,7 @@ def temporal_error(error: Tensor, video: Tensor | None = None, *, floor: float =
     if error.shape[2] < 2:
         return error.new_zeros(())
     wrong = error.diff(dim=2).abs().flatten(1).mean(1)
-    if video is not None:
+    if floor is not None:
         wrong = wrong / (video.diff(dim=2).abs().flatten(1).mean(1) + floor)
     return wrong.mean()
 

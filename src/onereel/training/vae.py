@@ -283,7 +283,7 @@ class VaeMethod(Method):
             "l2": (error.square() * weights).mean(),
             "edge": edge_error(error, weights),
             "chroma": ((error - error.mean(1, keepdim=True)).abs() * weights).mean(),
-            "temporal": self._temporal_error(error, video),
+            "temporal": temporal_error(error, video, floor=recipe.temporal_floor),
             "kl": 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean(),
         }
         loss = sum(getattr(recipe, name) * value for name, value in terms.items())
@@ -291,10 +291,6 @@ class VaeMethod(Method):
         terms |= {"latent_mean": values.mean(), "latent_square": values.square().mean()}
         share = len(video) / len(whole)
         return {name: value * share for name, value in {"loss": loss, **terms}.items()}
-
-    def _temporal_error(self, error: Tensor, video: Tensor) -> Tensor:
-        floor = self.recipe.temporal_floor
-        return temporal_error(error) if floor is None else temporal_error(error, video, floor=floor)
 
     def finish(self, scalars: dict[str, float]) -> dict[str, float]:
         """Take what is no mean over items from the means over the whole batch.
@@ -337,7 +333,7 @@ class VaeMethod(Method):
             total += squared.mean().item() * len(video) / count
             objects += (squared.mean(1, keepdim=True) * mask).sum().item()
             covered += mask.sum().item()
-            change = temporal_error(output - video).item()
+            change = temporal_error(output - video, video).item()
             flicker += change * 127.5 * len(video) / count
         return {
             "val_psnr": psnr(total),
