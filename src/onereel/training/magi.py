@@ -52,7 +52,7 @@ TOYBOX_SAMPLING: dict[str, Any] = {
     "window_size": 1,
     "noise2clean_kvrange": (2,),
     "prev_chunk_scales": (1.0, 1.0, 1.0, 1.0, 1.0),
-    "text_scales": (3.0, 3.0, 3.0, 1.0, 1.0),
+    "text_scales": (3.0, 3.0, 3.0, 2.0, 1.0),
 }
 
 
