@@ -5,7 +5,8 @@ python scripts/bench_decoder.py toybox-magi/vae runs/decoder/export --noise 0 0.
 Folders of VAEs, or of a checkpoint with one. All of them decode what the first one encodes, with
 noise on the latents (of their own deviation). 32 clips of pans and zooms and 72 of all motions.
 `zoomed` is how far zooms come, over what was asked, and `zoom_step` the median of their steps from
-frame to frame, over what was asked; medians of all zooms.
+frame to frame, over what was asked; medians of all zooms. With `--motions collide` 30 clips of
+these motions alone.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     others = [row for row in rows if row["motion"] not in CAMERA]
     zooms = [row for row in rows if row["motion"] == "zoom"]
     events = {m: [row["event"] for row in rows if row["motion"] == m] for m in CAMERA}
+    steps = ("zoomed", "zoom_step") if zooms else ()
     return {
-        **{f"{m}s": f"{sum(v):.0f} of {len(v)}" for m, v in events.items()},
-        "zoomed": round(float(np.median([row["zoomed"] for row in zooms])), 2),
-        "zoom_step": round(float(np.median([row["zoom_step"] for row in zooms])), 2),
+        **{f"{m}s": f"{sum(v):.0f} of {len(v)}" for m, v in events.items() if v},
+        **{name: round(float(np.median([row[name] for row in zooms])), 2) for name in steps},
         "others": len(others),
         "all_right": round(float(np.mean([row["all"] for row in others])), 3),
         "psnr": round(psnr(float(np.mean([row["error"] for row in others]))), 2),
@@ -95,9 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("vae", nargs="+")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--motions", nargs="+", help="other than pan and zoom")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     clips = [(910_000 + i, CAMERA) for i in range(32)] + [(920_000 + i, None) for i in range(72)]
+    if args.motions:
+        clips = [(930_000 + i, tuple(args.motions)) for i in range(30)]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         for noise in args.noise:
             jobs = [(seed, motions, args.vae, noise) for seed, motions in clips]
